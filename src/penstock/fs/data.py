@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the bytes are: the answers a filesystem can give to a read.
+
+The vocabulary is the kernel's iomap. A filesystem says where data lies; a *data path* moves it.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, NamedTuple
+
+__all__ = ["NULL_ADDR", "Backing", "Data", "Mapped", "Mapping", "MappingType"]
+
+NULL_ADDR: Final = 0xFFFF_FFFF_FFFF_FFFF
+"""The address of a mapping that has none (IOMAP_NULL_ADDR)."""
+
+
+class MappingType(enum.IntEnum):
+    """iomap types (include/linux/iomap.h)."""
+
+    HOLE = 0
+    DELALLOC = 1
+    MAPPED = 2
+    UNWRITTEN = 3
+    INLINE = 4
+
+
+class Mapping(NamedTuple):
+    """``length`` bytes of a file from ``offset`` lie at ``addr`` on ``device``.
+
+    HOLE, DELALLOC and UNWRITTEN read as zeros. ``device`` is an index into
+    :attr:`Operations.devices`, from 1; 0 where there is none (then ``addr`` is NULL_ADDR).
+    """
+
+    offset: int
+    length: int
+    type: MappingType
+    addr: int = NULL_ADDR
+    device: int = 0
+    flags: int = 0
+
+
+class Mapped(NamedTuple):
+    """The range that was read, as mappings: sorted, without gaps, the first one covering the
+    range's start, the last one its end (they may begin earlier and end later)."""
+
+    mappings: tuple[Mapping, ...]
+
+
+class Backing(NamedTuple):
+    """The file is another open file, offset for offset."""
+
+    fd: int
+
+
+Data = bytes | bytearray | memoryview | Mapped | Backing
+"""What ``read`` answers. Bytes shorter than asked mean end of file. For ``Mapped`` and ``Backing``
+the range has been cut at end of file by the filesystem: see :meth:`Operations.read`."""
