@@ -35,7 +35,7 @@ help:
 
 setup: $(VENV)/.ready-run
 
-$(VENV)/.ready-%: $(INPUTS)
+$(STAMPS): $(VENV)/.ready-%: $(INPUTS)
 	@test -x "$(PYTHON)" || command -v "$(PYTHON)" >/dev/null || { \
 	  echo "make: $(PYTHON) is not there. Install it (apt-get install python3) or name another:" \
 	       "make PYTHON=/path/to/python3" >&2; exit 1; }
