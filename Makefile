@@ -34,6 +34,7 @@ help:
 	@echo "make clean    remove .venv, caches and built files"
 
 setup: $(VENV)/.ready-run
+	@echo "ready: $(CURDIR)/$(VENV)/bin/penstock"
 
 $(STAMPS): $(VENV)/.ready-%: $(INPUTS)
 	@test -x "$(PYTHON)" || command -v "$(PYTHON)" >/dev/null || { \

@@ -162,9 +162,9 @@ def make_venv() -> None:
         if subprocess.run(command, capture_output=True, check=False).returncode == 0 and pip_works():
             return
     shutil.rmtree(VENV, ignore_errors=True)
-    words = (made.stdout + made.stderr).strip().splitlines()
+    words = " ".join((made.stdout + made.stderr).split())
     raise SetupError(
-        f"{sys.executable} cannot make a virtual environment ({words[-1] if words else 'no reason'}). "
+        f"{sys.executable} cannot make a virtual environment: {words[:200] or 'no reason given'}\n"
         "On Debian it needs the package python3-venv: apt-get install python3-venv, as root"
     )
 
@@ -289,7 +289,6 @@ def main() -> int:
         print(f"setup: {error}", file=sys.stderr)
         return 1
     check_others()
-    say(f"ready: {VENV}/bin/penstock")
     return 0
 
 
