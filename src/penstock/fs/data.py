@@ -45,6 +45,8 @@ class Mapped(NamedTuple):
     range's start, the last one its end (they may begin earlier and end later)."""
 
     mappings: tuple[Mapping, ...]
+    length: int
+    """Bytes to answer from the read's offset: what was asked, cut at end of file."""
 
 
 class Backing(NamedTuple):
@@ -54,5 +56,5 @@ class Backing(NamedTuple):
 
 
 Data = bytes | bytearray | memoryview | Mapped | Backing
-"""What ``read`` answers. Bytes shorter than asked mean end of file. For ``Mapped`` and ``Backing``
-the range has been cut at end of file by the filesystem: see :meth:`Operations.read`."""
+"""What ``read`` answers. Bytes shorter than asked mean end of file; so does a ``Backing`` file
+that ends, and a ``Mapped`` whose ``length`` is less than was asked."""

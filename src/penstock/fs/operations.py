@@ -226,9 +226,8 @@ class Operations:
     ) -> Answer[Data]:
         """``size`` bytes from ``offset``, fewer only at end of file (b"" beyond it).
 
-        Answer bytes, or say where they are: ``Mapped`` covers exactly the part of
-        [offset, offset+size) before end of file, save that its first and last mapping may reach
-        further. ``Backing`` is read by the session's data path and may end short."""
+        Answer bytes, or say where they are (:class:`Mapped`, :class:`Backing`) and have the data
+        path move them."""
         raise _enosys()
 
     def write(

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session needs of the world, as protocols. Whoever builds a mount fills them.
+
+The session does no I/O: it gives back replies, and hands what it starts by itself (late answers,
+notifications) to a :class:`Sink`. Where file data lies it asks a :class:`DataPaths` to put into
+file ranges; a transport carries those out.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+from penstock.fs import Backing, Mapped
+from penstock.wire import encode_error
+
+__all__ = ["ZEROS", "DataPaths", "FileBody", "FileRange", "Origin", "Reply", "Sink"]
+
+Origin = object
+"""Where a request came from, opaque to the session. A reply must go back the same way: a cloned
+/dev/fuse descriptor has a table of requests of its own."""
+
+ZEROS: Final = -1
+"""The descriptor of a :class:`FileRange` that reads as zeros."""
+
+
+class FileRange(NamedTuple):
+    """``length`` bytes of an open file from ``offset``; zeros if ``fd`` is :data:`ZEROS`."""
+
+    fd: int
+    offset: int
+    length: int
+
+
+class FileBody(NamedTuple):
+    """The body of a reply as it lies in files."""
+
+    ranges: tuple[FileRange, ...]
+    length: int
+    """Sum of the ranges' lengths, bytes."""
+    splice: bool
+    """Whether to move it through a pipe rather than through memory."""
+    exact: bool
+    """Whether fewer bytes than ``length`` are an error (EIO) rather than end of file."""
+
+
+class Reply(NamedTuple):
+    """One message for the kernel: ``head`` is the out header and any fixed part."""
+
+    unique: int
+    head: bytes
+    body: bytes | bytearray | memoryview | FileBody = b""
+    nodes: tuple[int, ...] = ()
+    """Nodes whose lookup count this reply raises, to be taken back if it is not delivered."""
+
+    def failed(self, error: int = errno.EIO) -> Reply:
+        """The reply to send instead when the body cannot be had; ``error`` a positive errno."""
+        return Reply(self.unique, encode_error(self.unique, error))
+
+
+class Sink(Protocol):
+    """Takes what the session sends of its own accord. Called from any thread."""
+
+    def reply(self, reply: Reply, origin: Origin) -> None:
+        """Send a late answer to where its request came from. Errors are the sink's to log."""
+        ...
+
+    def notify(self, message: bytes) -> None:
+        """Send a notification.
+
+        Raises:
+            OSError: what the kernel answers (ENOENT: it does not know the inode or name).
+        """
+        ...
+
+    def in_worker(self) -> bool:
+        """Whether the calling thread is one that carries requests out. There a notification
+        must not be sent directly: the kernel may hold the lock that it needs until the request
+        is answered."""
+        ...
+
+
+class DataPaths(Protocol):
+    """Turns the answer to "where are the bytes" into a body."""
+
+    def mapped(self, data: Mapped, offset: int, devices: Sequence[int]) -> FileBody:
+        """The body for a read at ``offset`` bytes whose data lies in ``data.mappings``.
+
+        Raises:
+            FsError: EIO if the mappings do not cover the range.
+        """
+        ...
+
+    def backing(self, data: Backing, offset: int, size: int) -> FileBody:
+        """The body for a read of ``size`` bytes at ``offset`` of another file."""
+        ...

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: a message comes in, the filesystem is asked, a reply goes out. No I/O.
+
+A transport reads messages and calls :meth:`Session.handle` with each, from as many threads as it
+likes, and sends what comes back. What has no immediate answer goes out later through the
+:class:`Sink`.
+
+Invariants
+    - Every request that takes a reply gets exactly one, whatever the filesystem raises.
+    - A request is in ``_active`` from before its operation is called until it is answered; that
+      is where INTERRUPT and unmount find it.
+    - A lookup is counted before its reply can reach the kernel, and taken back if it did not.
+
+Facts about interrupts (fs/fuse/dev.c)
+    - INTERRUPT is sent only after its target was read, but with several readers it may be
+      handled before the target is entered here: such early ones are remembered for a while.
+    - An operation that is running cannot be interrupted; one that answers later can.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import logging
+import time
+from typing import Any, Final
+
+from penstock.abi.fuse import InHeader, InitFlag, InitIn, Opcode, OutHeader
+from penstock.abi.layout import pack, struct_of
+from penstock.fs import (
+    Backing,
+    Connection,
+    Context,
+    FsError,
+    Mapped,
+    NodeId,
+    Operations,
+    Pending,
+    Unique,
+)
+from penstock.session.handlers import ENTRY_OPCODES, ROWS, Row
+from penstock.session.lookups import LookupCounts
+from penstock.session.negotiate import Limits, When, negotiate
+from penstock.session.notifier import Notifier
+from penstock.session.ports import DataPaths, Origin, Reply, Sink
+from penstock.session.statistics import RequestCounts, SessionStatistics
+from penstock.wire import (
+    Features,
+    WireError,
+    decode_header,
+    decode_request,
+    encode_error,
+    format_request,
+)
+
+__all__ = ["Session"]
+
+_log = logging.getLogger(__name__)
+
+_OUT_HEADER: Final = struct_of(OutHeader).pack
+_OUT_HEADER_SIZE: Final = 16
+_NO_REPLY: Final = frozenset(
+    {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}
+)
+_QUIET: Final = frozenset({errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.EINTR, errno.ERANGE})
+
+
+def _overridden(operations: Operations, method: str) -> bool:
+    return getattr(type(operations), method) is not getattr(Operations, method)
+
+
+class Session:
+    """One connection to a kernel (or to a client that plays its part).
+
+    Args:
+        operations: the filesystem.
+        sink: takes late answers and notifications.
+        datapaths: puts mapped data into file ranges.
+        limits: sizes to negotiate.
+    """
+
+    def __init__(
+        self,
+        operations: Operations,
+        *,
+        sink: Sink,
+        datapaths: DataPaths,
+        limits: Limits = Limits(),
+    ) -> None:
+        self._operations = operations
+        self._sink = sink
+        self._datapaths = datapaths
+        self._limits = limits
+        self._rows: dict[int, Row] = {
+            opcode: row for opcode, row in ROWS.items() if _overridden(operations, row.method)
+        }
+        self._features = Features(setxattr_ext=False)
+        self._counts = RequestCounts()
+        self._lookups = LookupCounts(operations.forget) if operations.forgettable else None
+        self._active: dict[int, Pending[Any] | None] = {}
+        self._interrupted: collections.deque[int] = collections.deque(maxlen=64)
+        self._malformed = 0
+        self._ended = False
+        self.connection: Connection | None = None
+        self.notifier = Notifier(sink)
+
+    # Messages
+
+    def handle(self, message: memoryview | bytes, origin: Origin = None) -> Reply | None:
+        """Carry one message out.
+
+        Args:
+            message: exactly one message; may be reused by the caller after return.
+            origin: given back to the sink with a late answer.
+
+        Returns:
+            The reply, or None if there is none or it comes later. Never raises for what a
+            message holds or what the filesystem does.
+        """
+        started = time.perf_counter_ns()
+        try:
+            header, request = decode_request(message, self._features)
+        except WireError as error:
+            return self._undecodable(message, error)
+        row = self._rows.get(header.opcode)
+        if row is None:
+            return self._without_row(header, request, started)
+        unique = header.unique
+        self._active[unique] = None
+        entries = self._lookups is not None and header.opcode in ENTRY_OPCODES
+        if entries:
+            self._lookups.enter()  # type: ignore[union-attr]
+        try:
+            answer = row.call(
+                self._operations,
+                Context(Unique(unique), header.uid, header.gid, header.pid),
+                NodeId(header.nodeid),
+                request,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is becomes an errno
+            return self._finish(header, request, row, started, None, error)
+        if type(answer) is Pending:
+            self._later(header, request, row, started, answer, origin)
+            return None
+        return self._finish(header, request, row, started, answer, None)
+
+    def undelivered(self, reply: Reply) -> None:
+        """The kernel did not take this reply (it was interrupted, or the mount has ended)."""
+        if reply.nodes and self._lookups is not None:
+            self._lookups.subtract((nodeid, 1) for nodeid in reply.nodes)
+
+    def end(self) -> None:
+        """The connection has ended: cancel what is pending, then destroy. Idempotent."""
+        if self._ended:
+            return
+        self._ended = True
+        for pending in list(self._active.values()):
+            if pending is not None:
+                pending.cancel(errno.ENODEV)
+        self.notifier.close()
+        try:
+            self._operations.destroy()
+        except Exception:
+            _log.exception("destroy failed")
+
+    def statistics(self) -> SessionStatistics:
+        """A snapshot; may be taken at any time from any thread."""
+        connection = self.connection
+        return SessionStatistics(
+            requests=self._counts.snapshot(),
+            pending=sum(1 for pending in list(self._active.values()) if pending is not None),
+            nodes=len(self._lookups) if self._lookups is not None else 0,
+            malformed=self._malformed,
+            minor=connection.minor if connection else 0,
+            flags=connection.flags if connection else 0,
+        )
+
+    # Answers
+
+    def _later(
+        self,
+        header: InHeader,
+        request: Any,
+        row: Row,
+        started: int,
+        pending: Pending[Any],
+        origin: Origin,
+    ) -> None:
+        unique = header.unique
+        request = _detached(request)
+        self._active[unique] = pending
+
+        def finished(value: Any, error: BaseException | None) -> None:
+            reply = self._finish(header, request, row, started, value, error)
+            self._sink.reply(reply, origin)
+
+        pending.then(finished)
+        if unique in self._interrupted or self._ended:
+            pending.cancel()
+
+    def _finish(
+        self,
+        header: InHeader,
+        request: Any,
+        row: Row,
+        started: int,
+        answer: Any,
+        error: BaseException | None,
+    ) -> Reply:
+        unique = header.unique
+        entries = self._lookups is not None and header.opcode in ENTRY_OPCODES
+        nodes: tuple[int, ...] = ()
+        try:
+            if error is not None:
+                raise error
+            reply, nodes = self._encode(header, request, row, answer)
+        except Exception as error:  # noqa: BLE001 - whatever it is becomes an errno
+            code = self._errno(error, header, request)
+            reply = Reply(unique, encode_error(unique, code))
+            failed = True
+        else:
+            failed = False
+        if entries:
+            self._lookups.leave(nodes)  # type: ignore[union-attr]
+        self._active.pop(unique, None)
+        self._counts.add(header.opcode, time.perf_counter_ns() - started, error=failed)
+        return reply
+
+    def _encode(
+        self, header: InHeader, request: Any, row: Row, answer: Any
+    ) -> tuple[Reply, tuple[int, ...]]:
+        unique = header.unique
+        opcode = header.opcode
+        if opcode == Opcode.READ:
+            return self._read_reply(unique, request, answer), ()
+        body = row.encode(answer, request)
+        nodes: tuple[int, ...] = ()
+        if opcode == Opcode.READDIRPLUS:
+            body, listed = body
+            if self._lookups is not None:
+                nodes = tuple(listed)
+        elif self._lookups is not None and opcode in ENTRY_OPCODES:
+            entry = answer if opcode not in _CREATES else answer[0]
+            nodes = (entry.nodeid,) if entry.nodeid else ()
+        head = _OUT_HEADER(_OUT_HEADER_SIZE + len(body), 0, unique) + body
+        return Reply(unique, head, b"", nodes), nodes
+
+    def _read_reply(self, unique: int, request: Any, answer: Any) -> Reply:
+        asked = request.arg
+        kind = type(answer)
+        if kind is Mapped:
+            if answer.length > asked.size:
+                raise FsError(errno.EIO, f"{answer.length} bytes mapped for {asked.size} asked")
+            body: Any = self._datapaths.mapped(answer, asked.offset, self._operations.devices)
+            length = body.length
+        elif kind is Backing:
+            body = self._datapaths.backing(answer, asked.offset, asked.size)
+            length = body.length
+        else:
+            body = answer
+            length = len(body)
+        if length > asked.size:
+            raise FsError(errno.EIO, f"{length} bytes answered to a read of {asked.size}")
+        return Reply(unique, _OUT_HEADER(_OUT_HEADER_SIZE + length, 0, unique), body)
+
+    def _errno(self, error: BaseException, header: InHeader, request: Any) -> int:
+        """The errno for whatever an operation raised; what is no OSError is logged once here."""
+        if isinstance(error, OSError) and error.errno and 0 < error.errno < 512:
+            if error.errno not in _QUIET:
+                _log.debug("%s: %s", format_request(header, request), error)
+            return error.errno
+        code = getattr(error, "errno", None)
+        if isinstance(error, ValueError) and isinstance(code, int) and 0 < code < 512:
+            # A reader's verdict on the image (penstock.formats.errors): expected, worth a line.
+            _log.warning("%s: %s", format_request(header, request), error)
+            return code
+        _log.error("%s failed", format_request(header, request), exc_info=error)
+        return errno.EIO
+
+    # Messages that are no operation
+
+    def _without_row(self, header: InHeader, request: Any, started: int) -> Reply | None:
+        opcode = header.opcode
+        if opcode in _NO_REPLY:
+            self._no_reply(opcode, request, header)
+            self._counts.add(opcode, time.perf_counter_ns() - started, error=False)
+            return None
+        unique = header.unique
+        body = b""
+        code = 0
+        if opcode == Opcode.INIT:
+            try:
+                body = self._init(request.arg)
+            except Exception as error:  # noqa: BLE001 - whatever it is becomes an errno
+                code = self._errno(error, header, request)
+        elif opcode != Opcode.DESTROY:
+            code = errno.ENOSYS
+        self._counts.add(opcode, time.perf_counter_ns() - started, error=code != 0)
+        if code:
+            return Reply(unique, encode_error(unique, code))
+        return Reply(unique, _OUT_HEADER(_OUT_HEADER_SIZE + len(body), 0, unique) + body)
+
+    def _no_reply(self, opcode: int, request: Any, header: InHeader) -> None:
+        if opcode == Opcode.FORGET:
+            if self._lookups is not None:
+                self._lookups.subtract(((header.nodeid, request.arg.nlookup),))
+        elif opcode == Opcode.BATCH_FORGET:
+            if self._lookups is not None:
+                self._lookups.subtract(request.items)
+        elif opcode == Opcode.INTERRUPT:
+            self._interrupt(request.arg.unique)
+        else:
+            self.notifier.retrieved(header.unique, request.data)
+
+    def _interrupt(self, target: int) -> None:
+        self._interrupted.append(target)
+        pending = self._active.get(target)
+        if pending is not None:
+            pending.cancel()
+
+    def _init(self, offer: InitIn) -> bytes:
+        has = {
+            When.READDIRPLUS: Opcode.READDIRPLUS in self._rows,
+            When.LOCKS: Opcode.SETLK in self._rows,
+            When.TIMEOUT: self._limits.request_timeout > 0,
+        }
+        operations = self._operations
+        reply, connection = negotiate(
+            offer,
+            self._limits,
+            want=operations.want,
+            refuse=operations.refuse,
+            has=has.__getitem__,
+        )
+        self._features = Features(setxattr_ext=bool(connection.flags & InitFlag.SETXATTR_EXT))
+        self.connection = connection
+        operations.init(connection)
+        return pack(reply)
+
+    def _undecodable(self, message: memoryview | bytes, error: WireError) -> Reply | None:
+        self._malformed += 1
+        _log.error("a message that is no request: %s", error)
+        try:
+            header = decode_header(message)
+        except WireError:
+            return None
+        if header.opcode in _NO_REPLY:
+            return None
+        return Reply(header.unique, encode_error(header.unique, errno.EIO))
+
+
+_CREATES: Final = frozenset({Opcode.CREATE, Opcode.TMPFILE})
+
+
+def _detached(request: Any) -> Any:
+    """The request without references into the transport's buffer, for an answer that comes
+    after the buffer was reused."""
+    if any(type(field) is memoryview for field in request):
+        return type(request)(
+            *(bytes(field) if type(field) is memoryview else field for field in request)
+        )
+    return request

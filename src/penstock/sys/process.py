@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes by number and start time, so that a recycled number is never taken for the old one.
+
+Specification: proc_pid_stat(5), pidfd_open(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from typing import Final
+
+__all__ = ["process_name", "process_start_time", "process_uid", "wait_process_exit"]
+
+_START_TIME: Final = 19
+"""Index of field 22 (starttime) among the fields after the command name."""
+
+_STATE: Final = 0
+"""Index of field 3 (state) among the fields after the command name."""
+
+
+def process_start_time(pid: int) -> int | None:
+    """When a process was started, in clock ticks since boot; None if there is no such process.
+
+    A zombie counts as gone: it will never do anything again.
+    """
+    fields = _stat(pid)
+    if fields is None or fields[_STATE] in {b"Z", b"X"}:
+        return None
+    return int(fields[_START_TIME])
+
+
+def process_name(pid: int) -> str:
+    """The command name of a process (at most 15 bytes), ``?`` if it cannot be told."""
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return os.fsdecode(file.read(64).rstrip(b"\n")) or "?"
+    except OSError:
+        return "?"
+
+
+def process_uid(pid: int) -> int | None:
+    """The effective uid of a process as shown by procfs; None if it has gone."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+def wait_process_exit(pid: int, start_time: int, timeout: float) -> bool:
+    """Wait until the process that was started at ``start_time`` has ended.
+
+    Args:
+        pid: its number.
+        start_time: as :func:`process_start_time` gave it.
+        timeout: seconds to wait at most.
+
+    Returns:
+        False if it still runs after that time.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in {errno.ESRCH, errno.EINVAL}:
+            return True
+        raise
+    try:
+        if process_start_time(pid) != start_time:
+            return True
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        return bool(poller.poll(max(0, int(timeout * 1000))))
+    finally:
+        os.close(pidfd)
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read(4096)
+    except OSError:
+        return None
+    # The command name is in parentheses and may itself contain any byte.
+    fields = text[text.rfind(b")") + 2 :].split()
+    return fields if len(fields) > _START_TIME else None
