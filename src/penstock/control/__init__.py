@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding and steering running mounts: one socket and one record per mount.
+
+``ControlServer`` runs in the process that serves a mount; :func:`records` lists mounts, also those
+whose server has died; ``ControlClient`` asks one for its statistics or to unmount.
+``protocol.py`` has the messages, ``directory.py`` says where the files lie and why that is safe.
+
+Nothing here knows what a filesystem is: what the methods do is up to the handlers given.
+"""
+
+from penstock.control.client import ControlClient
+from penstock.control.directory import runtime_directory
+from penstock.control.protocol import PING, STATS, UNMOUNT, ControlError, ProtocolError
+from penstock.control.record import Listed, Record, State, find_record, records, remove_record
+from penstock.control.server import ControlServer, Handler
+
+__all__ = [
+    "PING",
+    "STATS",
+    "UNMOUNT",
+    "ControlClient",
+    "ControlError",
+    "ControlServer",
+    "Handler",
+    "Listed",
+    "ProtocolError",
+    "Record",
+    "State",
+    "find_record",
+    "records",
+    "remove_record",
+    "runtime_directory",
+]

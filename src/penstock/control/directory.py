@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the sockets and records of mounts lie, and that it is safe to use.
+
+``/run/penstock`` for root, else ``$XDG_RUNTIME_DIR/penstock``, else ``/tmp/penstock-UID``. The
+directory is a real directory (no symlink), owned by its user and closed to everybody else; anything
+else is refused, since whoever can write there could answer in a server's name.
+
+Everything below is reached through a descriptor of the directory, never by its path again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+__all__ = ["all_directories", "open_directory", "runtime_directory"]
+
+
+def runtime_directory(uid: int | None = None) -> str:
+    """The path for the mounts of a user (default: the effective user of this process)."""
+    me = os.geteuid()
+    if uid is None:
+        uid = me
+    if uid == 0:
+        return "/run/penstock"
+    base = os.environ.get("XDG_RUNTIME_DIR", "") if uid == me else f"/run/user/{uid}"
+    if os.path.isabs(base) and _owner(base) == uid:
+        return os.path.join(base, "penstock")
+    return f"/tmp/penstock-{uid}"  # noqa: S108  the directory is owner-checked before use
+
+
+def all_directories() -> list[tuple[str, int]]:
+    """Every directory whose records the caller may see, with the uid that must own it.
+
+    For root these are the directories of all users, else the caller's own.
+    """
+    me = os.geteuid()
+    found = [(runtime_directory(), me)]
+    if me != 0:
+        return found
+    for parent, prefix, suffix in (("/run/user", "", "/penstock"), ("/tmp", "penstock-", "")):  # noqa: S108
+        for name in _names(parent):
+            number = name.removeprefix(prefix)
+            if name.startswith(prefix) and number.isascii() and number.isdigit():
+                found.append((f"{parent}/{name}{suffix}", int(number)))
+    return found
+
+
+@contextmanager
+def open_directory(path: str, uid: int, *, create: bool = False) -> Iterator[int]:
+    """Open a directory of records and check it.
+
+    Args:
+        path: where it lies.
+        uid: who must own it.
+        create: make it when it is missing.
+
+    Yields:
+        Its descriptor, closed at the end.
+
+    Raises:
+        FileNotFoundError: it is missing and ``create`` is false.
+        PermissionError: it is not a directory of that user closed to others.
+    """
+    if create:
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+            raise PermissionError(errno.EPERM, "is not a directory", path) from error
+        raise
+    try:
+        info = os.fstat(fd)
+        if info.st_uid != uid:
+            raise PermissionError(errno.EPERM, f"belongs to uid {info.st_uid}, not {uid}", path)
+        if stat.S_IMODE(info.st_mode) & 0o077:
+            raise PermissionError(errno.EPERM, "is open to other users (want mode 0700)", path)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _owner(path: str) -> int | None:
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return None
+    return info.st_uid if stat.S_ISDIR(info.st_mode) else None
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []

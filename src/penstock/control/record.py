@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records of mounts: a small JSON file beside each control socket.
+
+A record outlives a server that was killed; that is what it is for. Whether the server still runs is
+told by its number *and* start time, whether the mount is still there by /proc/self/mountinfo. The
+mount point itself is never touched: a path below a stopped server would wait for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+from penstock.control.directory import all_directories, open_directory
+from penstock.sys.mountinfo import MountInfo, mounts
+from penstock.sys.process import process_start_time
+
+__all__ = ["Listed", "Record", "State", "find_record", "records", "remove_record"]
+
+_MAX_RECORD: Final = 64 * 1024
+_MAX_RECORDS: Final = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is known of one mount."""
+
+    pid: int
+    start_time: int
+    """Of the process, clock ticks since boot."""
+    mount_id: int
+    """As in mountinfo; 0 if not known."""
+    connection: int
+    """Minor device number of the mount: its name under /sys/fs/fuse/connections."""
+    mountpoint: str
+    source: str
+    type: str
+    started: float
+    """When it was mounted, seconds since 1970."""
+
+    @classmethod
+    def of_this_process(
+        cls,
+        *,
+        mount_id: int,
+        connection: int,
+        mountpoint: str,
+        source: str,
+        type: str,
+        started: float,
+    ) -> Record:
+        """A record of a mount that this process serves."""
+        pid = os.getpid()
+        return cls(
+            pid=pid,
+            start_time=process_start_time(pid) or 0,
+            mount_id=mount_id,
+            connection=connection,
+            mountpoint=mountpoint,
+            source=source,
+            type=type,
+            started=started,
+        )
+
+    @property
+    def name(self) -> str:
+        """What its files are called, without their endings."""
+        return f"{self.pid}-{self.connection}"
+
+
+class State(enum.Enum):
+    """What has become of a mount."""
+
+    MOUNTED = "mounted"
+    STALE = "stale"
+    """The server has gone and the mount is still there: its users get ENOTCONN."""
+    DETACHED = "detached"
+    """The server runs but the mount is not in this mount namespace (any more)."""
+
+
+class Listed(NamedTuple):
+    """A record and what has become of its mount."""
+
+    record: Record
+    state: State
+    directory: str
+    uid: int
+    """Whose mount it is."""
+
+
+def socket_name(record: Record) -> str:
+    """File name of the control socket in the directory of the record."""
+    return f"{record.name}.sock"
+
+
+def write_record(fd: int, record: Record) -> None:
+    """Write the record into the directory ``fd``, all of it or nothing."""
+    temporary = f".{record.name}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=fd)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    text = json.dumps(dataclasses.asdict(record), indent=1) + "\n"
+    with open(os.open(temporary, flags, 0o600, dir_fd=fd), "w", encoding="ascii") as file:
+        file.write(text)
+    os.rename(temporary, f"{record.name}.json", src_dir_fd=fd, dst_dir_fd=fd)
+
+
+def unlink_files(fd: int, record: Record) -> None:
+    """Remove record and socket from the directory ``fd``, if they are there."""
+    for name in (f"{record.name}.json", socket_name(record)):
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=fd)
+
+
+def remove_record(listed: Listed) -> None:
+    """Remove the files of a mount that has gone.
+
+    Raises:
+        OSError: the directory is not safe or not writable. A file that is missing is none.
+    """
+    with open_directory(listed.directory, listed.uid) as fd:
+        unlink_files(fd, listed.record)
+
+
+def records(directories: Iterable[tuple[str, int]] | None = None) -> list[Listed]:
+    """The mounts that the caller may see, oldest first.
+
+    Records whose server and mount have both gone are removed on the way. Directories and files that
+    are not safe to use are left out.
+
+    Args:
+        directories: (path, owner's uid) pairs to look into; default: all that are visible.
+    """
+    mounted = mounts()
+    found: list[Listed] = []
+    for directory, uid in all_directories() if directories is None else directories:
+        with suppress(OSError), open_directory(directory, uid) as fd:
+            for record in _read_records(fd, uid):
+                state = _state(record, mounted)
+                if state is not None:
+                    found.append(Listed(record, state, directory, uid))
+                else:
+                    with suppress(OSError):
+                        unlink_files(fd, record)
+    return sorted(found, key=lambda item: item.record.started)
+
+
+def find_record(entry: MountInfo) -> Listed | None:
+    """The record of a mount found in mountinfo, if it is one of the caller's."""
+    for listed in records():
+        if _is_mount_of(listed.record, entry):
+            return listed
+    return None
+
+
+def _state(record: Record, mounted: Iterable[MountInfo]) -> State | None:
+    alive = process_start_time(record.pid) == record.start_time
+    attached = any(_is_mount_of(record, entry) for entry in mounted)
+    if alive:
+        return State.MOUNTED if attached else State.DETACHED
+    return State.STALE if attached else None
+
+
+def _is_mount_of(record: Record, entry: MountInfo) -> bool:
+    # Device numbers and mount ids are used again, hence two of three.
+    return (
+        (entry.major, entry.minor) == (0, record.connection)
+        and entry.fstype.startswith("fuse")
+        and (entry.mount_id == record.mount_id or entry.mountpoint == record.mountpoint)
+    )
+
+
+def _read_records(fd: int, uid: int) -> Iterator[Record]:
+    for name in sorted(os.listdir(fd))[:_MAX_RECORDS]:
+        if name.endswith(".json") and not name.startswith("."):
+            record = _read_record(fd, name, uid)
+            if record is not None:
+                yield record
+
+
+def _read_record(fd: int, name: str, uid: int) -> Record | None:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        with open(os.open(name, flags, dir_fd=fd), "rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode) or info.st_uid != uid:
+                return None
+            fields = json.loads(file.read(_MAX_RECORD))
+    except (OSError, ValueError, RecursionError):
+        return None
+    record = _record_of(fields)
+    # The name decides which files belong to it, so it must be the one it claims.
+    return record if record is not None and f"{record.name}.json" == name else None
+
+
+def _record_of(fields: Any) -> Record | None:
+    if not isinstance(fields, dict):
+        return None
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Record):
+        value = fields.get(field.name)
+        if not _fits(value, field.type):
+            return None
+        values[field.name] = value
+    return Record(**values)
+
+
+def _fits(value: object, type_name: object) -> bool:
+    """Whether a value read from a file may stand in a field declared as ``type_name``."""
+    if type_name == "str":
+        return isinstance(value, str)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return (type_name == "float" or isinstance(value, int)) and 0 <= value < 1 << 63
