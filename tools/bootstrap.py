@@ -3,11 +3,12 @@
 
 Runs on a bare python3 (standard library alone), from any folder, as root or not:
 
-* root gets missing Debian packages installed; anybody else is told their names, and the work goes on;
+* root gets missing Debian packages installed; anybody else is told their names, and the work goes
+  on;
 * pip is tried again when the network fails, and says in plain words what it wanted;
 * at the end an ordinary user must be able to start the result. A clone below a private folder
-  (mode 0700) works for its owner alone: the folder is named, since mounting as another user fails later
-  with far less clear words.
+  (mode 0700) works for its owner alone: the folder is named, since mounting as another user fails
+  later with far less clear words.
 """
 
 from __future__ import annotations
@@ -53,9 +54,6 @@ def say(text: str) -> None:
     print(f"setup: {text}", flush=True)
 
 
-# -- Debian packages --------------------------------------------------------------------------------
-
-
 def listed_packages(purposes: Iterable[str]) -> list[str]:
     """Names from packaging/debian-packages.txt that serve one of ``purposes``, each once."""
     names: dict[str, None] = {}
@@ -75,12 +73,14 @@ def missing_packages(names: list[str]) -> list[str]:
         text=True,
         check=False,
     )
-    installed = {line.split()[0] for line in found.stdout.splitlines() if line.endswith(" installed")}
+    installed = {
+        line.split()[0] for line in found.stdout.splitlines() if line.endswith(" installed")
+    }
     return [name for name in names if name not in installed]
 
 
 def install_packages(purposes: Iterable[str]) -> None:
-    """Install what is missing when root, else name it. Never fatal: what needs them says so itself."""
+    """Install what is missing when root, else name it. Never fatal: their users say so."""
     names = listed_packages(purposes)
     if shutil.which("dpkg-query") is None or shutil.which("apt-get") is None:
         say("this is not a Debian system; penstock expects what Debian calls " + " ".join(names))
@@ -113,9 +113,6 @@ def install_packages(purposes: Iterable[str]) -> None:
         say("still not installed: " + " ".join(still))
 
 
-# -- virtual environment ----------------------------------------------------------------------------
-
-
 def venv_fits() -> bool:
     """True when .venv works, is of this interpreter, and was made at this very place."""
     python = VENV / "bin" / "python"
@@ -133,7 +130,9 @@ def venv_fits() -> bool:
         for line in configured.splitlines()
     )
     same_python = Path(base).resolve() == Path(sys.executable).resolve()
-    return made_here and same_python and prefix == str(VENV) and version.strip() == sys.version.strip()
+    return (
+        made_here and same_python and prefix == str(VENV) and version.strip() == sys.version.strip()
+    )
 
 
 def make_venv() -> None:
@@ -159,7 +158,10 @@ def make_venv() -> None:
     for command in others:
         if shutil.which(command[0]) is None:
             continue
-        if subprocess.run(command, capture_output=True, check=False).returncode == 0 and pip_works():
+        if (
+            subprocess.run(command, capture_output=True, check=False).returncode == 0
+            and pip_works()
+        ):
             return
     shutil.rmtree(VENV, ignore_errors=True)
     words = " ".join((made.stdout + made.stderr).split())
@@ -172,7 +174,7 @@ def make_venv() -> None:
 def pip_works() -> bool:
     """True when .venv has a pip that starts."""
     try:
-        command = [VENV / "bin" / "python", "-m", "pip", "--version"]
+        command = [str(VENV / "bin" / "python"), "-m", "pip", "--version"]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:
         return False
@@ -187,7 +189,7 @@ def pip_install(groups: Iterable[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = [name for group in groups for name in project["dependency-groups"].get(group, ())]
     say("installing penstock" + (f" and {', '.join(wanted)}" if wanted else ""))
-    command = [VENV / "bin" / "python", "-m", "pip", "install", "--quiet", "--retries", "5"]
+    command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "--retries", "5"]
     command += ["--editable", str(ROOT), *wanted]
     for attempt in range(1, PIP_TRIES + 1):
         done = subprocess.run(
@@ -207,9 +209,6 @@ def pip_install(groups: Iterable[str]) -> None:
         else "pip could not install what penstock needs"
     )
     raise SetupError(f"{cause}. pip's last words:\n{tail}")
-
-
-# -- can others use it? -----------------------------------------------------------------------------
 
 
 def paths_to_enter() -> Iterator[Path]:
