@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From mappings to file ranges: cut to the read, checked, neighbours joined."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from penstock.fs import FsError, Mapped, MappingType
+from penstock.session import ZEROS, FileRange
+
+__all__ = ["file_ranges"]
+
+_ZERO_TYPES = frozenset({MappingType.HOLE, MappingType.DELALLOC, MappingType.UNWRITTEN})
+
+
+def file_ranges(data: Mapped, offset: int, devices: Sequence[int]) -> tuple[FileRange, ...]:
+    """The ranges whose bytes make up ``data.length`` bytes of the file from ``offset``.
+
+    Args:
+        data: sorted mappings that cover the range.
+        offset: byte offset of the read in the file.
+        devices: descriptors by device number, from 1.
+
+    Raises:
+        FsError: EIO if the mappings have a gap, end early, or name an unknown device.
+    """
+    ranges: list[FileRange] = []
+    position = offset
+    end = offset + data.length
+    for start, length, kind, addr, device, _flags in data.mappings:
+        if position >= end:
+            break
+        skip = position - start
+        if skip < 0 or skip >= length:
+            raise FsError(errno.EIO, f"no mapping covers byte {position} of the file")
+        count = min(length - skip, end - position)
+        if kind in _ZERO_TYPES:
+            _append(ranges, ZEROS, 0, count)
+        elif kind == MappingType.MAPPED and 0 < device <= len(devices):
+            _append(ranges, devices[device - 1], addr + skip, count)
+        else:
+            raise FsError(errno.EIO, f"a mapping of type {kind} on device {device} cannot be read")
+        position += count
+    if position < end:
+        raise FsError(errno.EIO, f"the mappings end at byte {position}, {end} was promised")
+    return tuple(ranges)
+
+
+def _append(ranges: list[FileRange], fd: int, offset: int, length: int) -> None:
+    if ranges:
+        last = ranges[-1]
+        if last.fd == fd and (fd == ZEROS or last.offset + last.length == offset):
+            ranges[-1] = FileRange(fd, last.offset, last.length + length)
+            return
+    ranges.append(FileRange(fd, offset, length))

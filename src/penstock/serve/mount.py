@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A mount: a filesystem, a session, a transport and the kernel's half, put together."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+from penstock.abi.mount import UmountFlag
+from penstock.datapath import DataPathStatistics, ReadPaths
+from penstock.fs import Operations
+from penstock.serve.attach import Attachment, open_connection
+from penstock.serve.options import MountOptions
+from penstock.session import Limits, Notifier, Session, SessionStatistics
+from penstock.sys.fusermount import fusermount_unmount
+from penstock.sys.mount import umount
+from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
+from penstock.transport import DevFuse
+
+__all__ = ["Mount", "MountStatistics", "mount"]
+
+_log = logging.getLogger(__name__)
+
+_PIPE_PAGES = 255
+_MAX_PAGES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class MountStatistics:
+    """A snapshot of one mount."""
+
+    mountpoint: str
+    how: str
+    """How it was mounted: ``fsmount``, ``mount`` or ``fusermount3``."""
+    session: SessionStatistics
+    datapath: DataPathStatistics
+    uptime_seconds: float
+
+
+class Mount:
+    """A filesystem that is mounted and served by threads of this process.
+
+    A context manager: leaving it unmounts. Do not use paths below the mount point from this
+    process: a request that waits for a thread that waits for the interpreter lock never ends.
+    """
+
+    def __init__(
+        self,
+        mountpoint: str,
+        how: str,
+        session: Session,
+        transport: DevFuse,
+        datapaths: ReadPaths,
+    ) -> None:
+        self.mountpoint = mountpoint
+        self.info: MountInfo | None = find_mount(mountpoint)
+        """The mount as the kernel lists it."""
+        self._how = how
+        self._session = session
+        self._transport = transport
+        self._datapaths = datapaths
+        self._started = time.monotonic()
+        self._closing = threading.Lock()
+
+    @property
+    def connection(self) -> int:
+        """Number of the FUSE connection (/sys/fs/fuse/connections/N); 0 if it is not known."""
+        return self.info.minor if self.info is not None else 0
+
+    @property
+    def notifier(self) -> Notifier:
+        """Tells the kernel of changes."""
+        return self._session.notifier
+
+    @property
+    def mounted(self) -> bool:
+        """Whether this mount is still in the mount table."""
+        info = self.info
+        now = find_mount(self.mountpoint)
+        return info is not None and now is not None and now.mount_id == info.mount_id
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the mount has ended, by whomever; whether it has.
+
+        Then everything is closed and ``destroy`` has been called.
+        """
+        if not self._transport.ended.wait(timeout):
+            return False
+        with self._closing:
+            self._transport.close()
+        return True
+
+    def unmount(self, *, lazy: bool = False) -> None:
+        """Unmount and wait for the end.
+
+        Args:
+            lazy: take it out of the tree although it is in use, and end the connection.
+
+        Raises:
+            OSError: EBUSY where it is in use and ``lazy`` was not asked for.
+        """
+        if not self._transport.ended.is_set() and self.mounted:
+            flags = UmountFlag.NOFOLLOW | (UmountFlag.DETACH if lazy else UmountFlag(0))
+            try:
+                umount(self.mountpoint, flags)
+            except OSError as error:
+                if error.errno != errno.EPERM:
+                    raise
+                fusermount_unmount(self.mountpoint, lazy=lazy)
+        if lazy and not self.wait(1.0):
+            self.abort()
+        self.wait()
+
+    def abort(self) -> None:
+        """End the connection at once; callers in the mount get ECONNABORTED or ENOTCONN."""
+        self._transport.stop()
+
+    def statistics(self) -> MountStatistics:
+        """A snapshot; from any thread."""
+        return MountStatistics(
+            self.mountpoint,
+            self._how,
+            self._session.statistics(),
+            self._datapaths.statistics(),
+            time.monotonic() - self._started,
+        )
+
+    def __enter__(self) -> Mount:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.unmount()
+        except OSError as error:
+            _log.warning("%s: %s; unmounting lazily", self.mountpoint, error)
+            self.unmount(lazy=True)
+
+
+def mount(
+    operations: Operations,
+    mountpoint: str | os.PathLike[str],
+    options: MountOptions = MountOptions(),
+) -> Mount:
+    """Mount a filesystem; it is usable when this returns.
+
+    Args:
+        operations: the filesystem; ``destroy`` is called when the mount ends.
+        mountpoint: an existing directory.
+        options: see :class:`MountOptions`.
+
+    Raises:
+        OSError: the mount point cannot be used, or the caller may not mount.
+        ValueError: an option is wrong.
+    """
+    target = resolve_parent(os.fspath(mountpoint))
+    datapaths = ReadPaths(options.datapath)
+    attachment = open_connection(target, options)
+    transport = DevFuse(
+        attachment.fd,
+        workers=options.workers,
+        poll=options.poll,
+        max_write=options.max_write,
+        on_splice_refused=datapaths.refuse_splice,
+    )
+    limits = Limits(max_write=options.max_write, max_pages=_max_pages(options))
+    session = Session(operations, sink=transport, datapaths=datapaths, limits=limits)
+    transport.attach(session)
+    try:
+        attachment.create(transport.handshake)
+        transport.start()
+        attachment.attach()
+    except BaseException:
+        _give_up(attachment, session, transport, target)
+        raise
+    mounted = Mount(target, attachment.how, session, transport, datapaths)
+    _set_readahead(mounted.connection, options.readahead)
+    return mounted
+
+
+def _max_pages(options: MountOptions) -> int:
+    """255 pages and a header fill a pipe of 1 MiB; only root gets a larger one."""
+    if options.datapath == "copy" or os.geteuid() == 0:
+        return _MAX_PAGES
+    return _PIPE_PAGES
+
+
+def _give_up(
+    attachment: Attachment, session: Session, transport: DevFuse, mountpoint: str
+) -> None:
+    attachment.abandon()
+    if attachment.how != "fsmount":
+        with contextlib.suppress(OSError):
+            if attachment.how == "fusermount3":
+                fusermount_unmount(mountpoint, lazy=True)
+            else:
+                umount(mountpoint, UmountFlag.NOFOLLOW | UmountFlag.DETACH)
+    transport.close()
+    session.end()
+
+
+def _set_readahead(connection: int, size: int) -> None:
+    """Have the kernel read ahead further than its default of 128 KiB, where we may say so."""
+    with contextlib.suppress(OSError), open(
+        f"/sys/class/bdi/0:{connection}/read_ahead_kb", "w", encoding="ascii"
+    ) as setting:
+        setting.write(str(size >> 10))

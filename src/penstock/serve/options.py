@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How to mount: the options that are the mount's own, not the filesystem's."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+__all__ = ["MountOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """Options of one mount; the defaults are the safe ones.
+
+    ``suid`` and ``dev`` are honoured for root only. ``allow_other`` lets other users in, and
+    always comes with permission checks by the kernel (``default_permissions``).
+    """
+
+    source: str = "penstock"
+    """Shown as the device in /proc/mounts."""
+    subtype: str = "penstock"
+    """Shown as ``fuse.SUBTYPE``."""
+    read_only: bool = False
+    allow_other: bool = False
+    default_permissions: bool = True
+    suid: bool = False
+    dev: bool = False
+    exec: bool = True
+    symfollow: bool = True
+    workers: int = 2
+    """Threads; one of them reads at any time."""
+    poll: str | int = "auto"
+    """``auto``, ``off``, or microseconds to look for the next request before sleeping."""
+    datapath: str = "auto"
+    """``auto``, ``copy`` or ``splice``."""
+    max_read: int = 0
+    """Bytes of the largest read; 0 = as large as the data path allows."""
+    max_write: int = 1 << 20
+    """Bytes of the largest write. Memory: one such buffer per worker."""
+    readahead: int = 1 << 20
+    """Bytes that the kernel reads ahead, where the caller may set that (root)."""
+
+    def flags(self) -> list[str]:
+        """The mount's flags as words of mount(8)."""
+        root = os.geteuid() == 0
+        words = ["ro" if self.read_only else "rw"]
+        words.append("suid" if self.suid and root else "nosuid")
+        words.append("dev" if self.dev and root else "nodev")
+        if not self.exec:
+            words.append("noexec")
+        if not self.symfollow:
+            words.append("nosymfollow")
+        return words

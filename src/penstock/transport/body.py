@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carrying out a reply whose body lies in files: by copy through memory, by splice through a pipe.
+
+Facts about splice and /dev/fuse (fs/fuse/dev.c, fs/splice.c)
+    - A reply is one message and so one splice: header and data must be in the pipe together.
+    - A pipe has one slot per 4 KiB of its size. The header takes a slot, each page that a range
+      touches takes one, however few bytes of it are used: pieces are counted before they go in.
+    - A pipe larger than ``/proc/sys/fs/pipe-max-size`` (1 MiB) needs CAP_SYS_RESOURCE.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Callable
+from typing import Final
+
+from penstock.session import ZEROS, FileBody
+
+__all__ = ["CopyBuffer", "ShortBody", "SplicePipe", "zero_file"]
+
+_PAGE: Final = mmap.PAGESIZE
+_WANTED_PIPE: Final = 2 << 20
+_FALLBACK_PIPE: Final = 1 << 20
+_ZERO_FILE: Final = 1 << 20
+
+
+class ShortBody(OSError):
+    """The files hold fewer bytes than the body promised."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, "the image is shorter than its metadata says")
+
+
+class CopyBuffer:
+    """A buffer, kept for reuse, in which a reply is put together.
+
+    Args:
+        before_wait: called before a read that would wait for the medium.
+    """
+
+    def __init__(self, before_wait: Callable[[], None] | None = None) -> None:
+        self._buffer = bytearray(_PAGE)
+        self._before_wait = before_wait
+
+    def fill(self, head: bytes, body: FileBody) -> memoryview:
+        """The whole message; with an inexact body it may be shorter than ``head`` says.
+
+        Raises:
+            ShortBody: a file of an exact body ended early.
+            OSError: the medium failed.
+        """
+        start = len(head)
+        total = start + body.length
+        if len(self._buffer) < total:
+            self._buffer = bytearray(total)
+        view = memoryview(self._buffer)
+        view[:start] = head
+        position = start
+        for fd, offset, length in body.ranges:
+            target = view[position : position + length]
+            if fd == ZEROS:
+                target[:] = bytes(length)
+                got = length
+            else:
+                got = self._read(fd, target, offset)
+            position += got
+            if got < length:
+                if body.exact:
+                    raise ShortBody
+                break
+        return view[:position]
+
+    def _read(self, fd: int, target: memoryview, offset: int) -> int:
+        length = len(target)
+        got = 0
+        if self._before_wait is not None:
+            try:
+                got = os.preadv(fd, [target], offset, os.RWF_NOWAIT)
+            except OSError:  # not cached, or a file that cannot tell
+                got = 0
+            if got == length:
+                return got
+            self._before_wait()
+        while got < length:
+            count = os.preadv(fd, [target[got:]], offset + got)
+            if count == 0:
+                break
+            got += count
+        return got
+
+
+class SplicePipe:
+    """A pipe through which replies go from files to the device. A context manager.
+
+    Args:
+        zero_fd: a file of at least 1 MiB of zeros (see :func:`zero_file`).
+    """
+
+    def __init__(self, zero_fd: int) -> None:
+        self._zero_fd = zero_fd
+        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.slots = self._grow() // _PAGE
+
+    def _grow(self) -> int:
+        for size in (_WANTED_PIPE, _FALLBACK_PIPE):
+            with contextlib.suppress(OSError):
+                return fcntl.fcntl(self._write_end, fcntl.F_SETPIPE_SZ, size)
+        return fcntl.fcntl(self._write_end, fcntl.F_GETPIPE_SZ)
+
+    @property
+    def max_pages(self) -> int:
+        """The most pages that a page-aligned message can have: one slot is the header's."""
+        return self.slots - 1
+
+    def fits(self, body: FileBody) -> bool:
+        """Whether the pipe has a slot for each page that the body touches."""
+        slots = 1
+        for fd, offset, length in body.ranges:
+            if fd == ZEROS:
+                offset = 0
+            slots += (offset + length - 1) // _PAGE - offset // _PAGE + 1
+        return slots <= self.slots
+
+    def send(self, device: int, head: bytes, body: FileBody) -> None:
+        """Write the message to ``device``. The pipe is empty afterwards, whatever happens.
+
+        Raises:
+            ShortBody: the files hold fewer bytes than ``body.length``; nothing was sent.
+            OSError: the medium failed and nothing was sent, or the device did not take it.
+        """
+        total = len(head) + body.length
+        try:
+            os.write(self._write_end, head)
+            for fd, offset, length in body.ranges:
+                if fd == ZEROS:
+                    self._put_zeros(length)
+                else:
+                    self._put(fd, offset, length)
+            os.splice(self._read_end, device, total)
+        except OSError:
+            self._drain()
+            raise
+
+    def _put(self, fd: int, offset: int, length: int) -> None:
+        while length:
+            count = os.splice(fd, self._write_end, length, offset_src=offset)
+            if count == 0:
+                raise ShortBody
+            offset += count
+            length -= count
+
+    def _put_zeros(self, length: int) -> None:
+        while length:
+            count = min(length, _ZERO_FILE)
+            self._put(self._zero_fd, 0, count)
+            length -= count
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._read_end, 1 << 20):
+                pass
+
+    def close(self) -> None:
+        """Close both ends. Idempotent."""
+        if self._read_end >= 0:
+            os.close(self._read_end)
+            os.close(self._write_end)
+            self._read_end = self._write_end = -1
+
+    def __enter__(self) -> SplicePipe:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def zero_file() -> int:
+    """A descriptor of 1 MiB of zeros that takes no memory: splicing from it gives the kernel's
+    own zero page. The caller closes it."""
+    fd = os.memfd_create("penstock-zeros", os.MFD_CLOEXEC)
+    os.ftruncate(fd, _ZERO_FILE)
+    return fd
