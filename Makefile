@@ -57,7 +57,7 @@ lint: $(VENV)/.ready-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python -m tools.layers
 
 format: $(VENV)/.ready-test
 	$(VENV)/bin/ruff check --fix .
