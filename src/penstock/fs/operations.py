@@ -19,7 +19,7 @@ Specification: ``include/uapi/linux/fuse.h`` (protocol 7.46) and ``fs/fuse/`` of
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from penstock.fs.attributes import (
@@ -94,6 +94,10 @@ class Operations:
     devices: Sequence[int] = ()
     """Open descriptors that :class:`Mapping` names by ``device`` (``devices[device - 1]``).
     Fixed before the first request; owned by the filesystem until after :meth:`destroy`."""
+
+    before_wait: Callable[[], None] | None = None
+    """Set by whoever mounts the filesystem: to be called by a method that is about to wait for a
+    slow medium, so that another worker takes requests meanwhile. None = there is no other."""
 
     def init(self, connection: Connection) -> None:
         """The handshake is done; called once, before any other request."""

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ext4 behind :class:`Operations`: an immutable tree.
+
+Nothing in the image can change while it is mounted, so everything the kernel learns it may keep
+for ever: entries, attributes, listings, symlinks, pages. Files and directories need no open
+(``open``, ``opendir``, ``flush`` are not overridden, so they answer ENOSYS once and the kernel asks
+no more), and reads after the first cost what the kernel's own page cache costs.
+
+Node ids are inode numbers, the root's (2) aside, which FUSE calls 1. So nothing has to be kept for
+an inode that the kernel knows: memory does not grow with the number of files seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from penstock.abi.fuse import InitFlag
+from penstock.formats.ext4 import Ext4Reader, Extent, ExtentKind, Inode
+from penstock.formats.ext4.format import InodeFlag
+from penstock.formats.source import FileSource
+from penstock.fs import (
+    ENDLESS,
+    ROOT,
+    Attributes,
+    Context,
+    Data,
+    DirEntry,
+    Entry,
+    FileHandle,
+    FsError,
+    IoctlReply,
+    Mapped,
+    Mapping,
+    MappingType,
+    NodeId,
+    Operations,
+    StatFs,
+    StatxReply,
+)
+from penstock.servers.base import Server
+from penstock.servers.ext4.describe import describe
+from penstock.servers.ext4.options import Ext4Options
+
+__all__ = ["Ext4Server", "open_ext4"]
+
+_ROOT_INO: Final = 2
+_ENDLESS: Final = int(ENDLESS)
+_NO_ATTRIBUTES: Final = Attributes(*([0] * 16))
+_ABSENT: Final = Entry(0, 0, _ENDLESS, _ENDLESS, 0, 0, _NO_ATTRIBUTES)
+_SEEK_DATA: Final = 3
+_SEEK_HOLE: Final = 4
+_KEPT_FILES: Final = 1024
+_KEPT_MAPPINGS: Final = 64
+
+_FS_IOC_GETFLAGS: Final = 0x8008_6601
+_FS_IOC_GETVERSION: Final = 0x8008_7601
+_FS_IOC_FSGETXATTR: Final = 0x801C_581F
+_USER_VISIBLE_FLAGS: Final = 0x604B_DFFF
+
+_STATX_ATTRIBUTES: Final = {
+    InodeFlag.COMPR: 0x4,
+    InodeFlag.IMMUTABLE: 0x10,
+    InodeFlag.APPEND: 0x20,
+    InodeFlag.NODUMP: 0x40,
+    InodeFlag.ENCRYPT: 0x800,
+    InodeFlag.VERITY: 0x10_0000,
+}
+_XFLAGS: Final = {
+    InodeFlag.IMMUTABLE: 0x8,
+    InodeFlag.APPEND: 0x10,
+    InodeFlag.SYNC: 0x20,
+    InodeFlag.NOATIME: 0x40,
+    InodeFlag.NODUMP: 0x80,
+    InodeFlag.PROJINHERIT: 0x200,
+}
+
+_TYPES: Final = {
+    ExtentKind.HOLE: MappingType.HOLE,
+    ExtentKind.UNWRITTEN: MappingType.UNWRITTEN,
+    ExtentKind.MAPPED: MappingType.MAPPED,
+}
+
+
+class Ext4Server(Operations):
+    """Serves one image.
+
+    Args:
+        reader: the opened image.
+        fd: its descriptor, which mappings name as device 1.
+        offset: where the filesystem begins in it, bytes.
+        options: ownership to show.
+    """
+
+    want = (
+        InitFlag.EXPORT_SUPPORT
+        | InitFlag.POSIX_ACL
+        | InitFlag.CACHE_SYMLINKS
+        | InitFlag.EXPLICIT_INVAL_DATA
+        | InitFlag.ALLOW_IDMAP
+    )
+    forgettable = False
+
+    def __init__(
+        self,
+        reader: Ext4Reader,
+        source: FileSource,
+        options: Ext4Options = Ext4Options(),
+    ) -> None:
+        self.devices = (source.fd,)
+        self._reader = reader
+        self._source = source
+        self._offset = source.offset
+        self._uid = options.uid
+        self._gid = options.gid
+        self._first_ino = reader.superblock.first_ino
+        self._files: dict[int, tuple[Inode, tuple[Mapping, ...] | None]] = {}
+
+    @property
+    def before_wait(self) -> Callable[[], None] | None:  # type: ignore[override]
+        return self._source.before_wait
+
+    @before_wait.setter
+    def before_wait(self, value: Callable[[], None] | None) -> None:
+        self._source.before_wait = value
+
+    # Inodes
+
+    def _inode(self, nodeid: int) -> Inode:
+        ino = _ROOT_INO if nodeid == ROOT else nodeid
+        if ino < self._first_ino and ino != _ROOT_INO:
+            raise FsError(errno.ESTALE, f"inode {ino} is reserved, no file")
+        return self._reader.inode(ino)
+
+    def _attributes(self, inode: Inode) -> Attributes:
+        return Attributes(
+            inode.ino,
+            inode.size,
+            inode.blocks512,
+            inode.atime,
+            inode.mtime,
+            inode.ctime,
+            inode.atimensec,
+            inode.mtimensec,
+            inode.ctimensec,
+            inode.mode,
+            inode.links,
+            inode.uid if self._uid is None else self._uid,
+            inode.gid if self._gid is None else self._gid,
+            inode.rdev,
+            self._reader.block_size,
+            0,
+        )
+
+    def _entry(self, ino: int) -> Entry:
+        if ino < self._first_ino and ino != _ROOT_INO:
+            raise FsError(errno.EUCLEAN, f"a directory names the reserved inode {ino}")
+        inode = self._reader.inode(ino)
+        return Entry(
+            ROOT if ino == _ROOT_INO else ino,
+            inode.generation,
+            _ENDLESS,
+            _ENDLESS,
+            0,
+            0,
+            self._attributes(inode),
+        )
+
+    # Names
+
+    def lookup(self, ctx: Context, parent: NodeId, name: bytes) -> Entry:
+        directory = self._inode(parent)
+        if not stat.S_ISDIR(directory.mode):
+            raise FsError(errno.ENOTDIR)
+        ino = directory.ino if name == b"." else self._reader.lookup(directory, name)
+        return _ABSENT if ino is None else self._entry(ino)
+
+    def readlink(self, ctx: Context, nodeid: NodeId) -> bytes:
+        inode = self._inode(nodeid)
+        if not stat.S_ISLNK(inode.mode):
+            raise FsError(errno.EINVAL)
+        return self._reader.readlink(inode)
+
+    def readdir(
+        self, ctx: Context, nodeid: NodeId, fh: FileHandle, offset: int
+    ) -> Iterator[DirEntry]:
+        for name, ino, kind, cookie in self._reader.readdir(self._inode(nodeid), offset):
+            yield DirEntry(name, ino, cookie, kind)
+
+    def readdirplus(
+        self, ctx: Context, nodeid: NodeId, fh: FileHandle, offset: int
+    ) -> Iterator[tuple[DirEntry, Entry | None]]:
+        entry_of = self._entry
+        for name, ino, kind, cookie in self._reader.readdir(self._inode(nodeid), offset):
+            entry = None
+            if name not in {b".", b".."}:
+                try:
+                    entry = entry_of(ino)
+                except (OSError, ValueError):
+                    entry = None  # listed without attributes; looking it up says what is wrong
+            yield DirEntry(name, ino, cookie, kind), entry
+
+    # Attributes
+
+    def getattr(
+        self, ctx: Context, nodeid: NodeId, fh: FileHandle | None
+    ) -> tuple[Attributes, float]:
+        return self._attributes(self._inode(nodeid)), ENDLESS
+
+    def statx(
+        self, ctx: Context, nodeid: NodeId, fh: FileHandle | None, flags: int, mask: int
+    ) -> tuple[StatxReply, float]:
+        inode = self._inode(nodeid)
+        born = None
+        if inode.crtime is not None:
+            born = inode.crtime * 1_000_000_000 + inode.crtimensec
+        reply = StatxReply(
+            self._attributes(inode),
+            born,
+            _translate(inode.flags, _STATX_ATTRIBUTES),
+            sum(_STATX_ATTRIBUTES.values()),
+        )
+        return reply, ENDLESS
+
+    def statfs(self, ctx: Context, nodeid: NodeId) -> StatFs:
+        counts = self._reader.statfs()
+        return StatFs.make(
+            blocks=counts.blocks,
+            bfree=counts.bfree,
+            bavail=counts.bavail,
+            files=counts.files,
+            ffree=counts.ffree,
+            bsize=self._reader.block_size,
+        )
+
+    def ioctl(
+        self,
+        ctx: Context,
+        nodeid: NodeId,
+        fh: FileHandle,
+        cmd: int,
+        arg: int,
+        data: memoryview,
+        out_size: int,
+        flags: int,
+    ) -> IoctlReply:
+        if cmd & 0xFFFF == _FS_IOC_GETFLAGS & 0xFFFF:
+            visible = self._inode(nodeid).flags & _USER_VISIBLE_FLAGS
+            return IoctlReply(0, struct.pack("<I", visible))
+        if cmd & 0xFFFF == _FS_IOC_GETVERSION & 0xFFFF:
+            return IoctlReply(0, struct.pack("<I", self._inode(nodeid).generation))
+        if cmd == _FS_IOC_FSGETXATTR:
+            inode = self._inode(nodeid)
+            xflags = _translate(inode.flags, _XFLAGS)
+            return IoctlReply(0, struct.pack("<5I8x", xflags, 0, 0, inode.projid, 0))
+        raise FsError(errno.ENOTTY)
+
+    # Extended attributes
+
+    def getxattr(self, ctx: Context, nodeid: NodeId, name: bytes) -> bytes:
+        value = self._reader.xattrs(self._inode(nodeid)).get(name)
+        if value is None:
+            raise FsError(errno.ENODATA)
+        return value
+
+    def listxattr(self, ctx: Context, nodeid: NodeId) -> Sequence[bytes]:
+        names = self._reader.xattrs(self._inode(nodeid))
+        return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
+
+    # Data
+
+    def read(
+        self,
+        ctx: Context,
+        nodeid: NodeId,
+        fh: FileHandle,
+        offset: int,
+        size: int,
+        flags: int,
+        lock_owner: int | None,
+    ) -> Data:
+        inode, mappings = self._files.get(nodeid) or self._open(nodeid)
+        length = min(size, inode.size - offset)
+        if length <= 0:
+            return b""
+        if mappings is None:
+            extents = tuple(self._reader.extents(inode, offset, offset + length))
+            mappings = self._mappings(extents)
+            if mappings is None:
+                return self._reader.read(inode, offset, length)
+        return Mapped(mappings, length)
+
+    def _open(self, nodeid: NodeId) -> tuple[Inode, tuple[Mapping, ...] | None]:
+        """The inode and, for a file of few extents, all its mappings; kept for later reads."""
+        inode = self._inode(nodeid)
+        if not stat.S_ISREG(inode.mode):
+            raise FsError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL)
+        extents: list[Extent] = []
+        for extent in self._reader.extents(inode):
+            extents.append(extent)
+            if len(extents) > _KEPT_MAPPINGS:
+                break
+        mappings = None
+        if len(extents) <= _KEPT_MAPPINGS:
+            mappings = self._mappings(extents)
+        if len(self._files) >= _KEPT_FILES:
+            self._files.clear()
+        kept = self._files[nodeid] = (inode, mappings)
+        return kept
+
+    def _mappings(self, extents: Sequence[Extent]) -> tuple[Mapping, ...] | None:
+        """The extents as mappings of device 1; None if some bytes lie there in another form."""
+        mappings = []
+        for extent in extents:
+            kind = _TYPES.get(extent.kind)
+            if kind is None:
+                return None
+            if kind is MappingType.MAPPED:
+                address = extent.address + self._offset
+                mappings.append(Mapping(extent.offset, extent.length, kind, address, 1))
+            else:
+                mappings.append(Mapping(extent.offset, extent.length, kind))
+        return tuple(mappings)
+
+    def lseek(
+        self, ctx: Context, nodeid: NodeId, fh: FileHandle, offset: int, whence: int
+    ) -> int:
+        inode = self._inode(nodeid)
+        if offset >= inode.size:
+            raise FsError(errno.ENXIO)
+        if whence not in (_SEEK_DATA, _SEEK_HOLE):
+            raise FsError(errno.EINVAL)
+        for extent in self._reader.extents(inode, offset):
+            data = extent.kind not in (ExtentKind.HOLE, ExtentKind.UNWRITTEN)
+            if data == (whence == _SEEK_DATA):
+                return max(offset, extent.offset)
+        if whence == _SEEK_DATA:
+            raise FsError(errno.ENXIO)
+        return inode.size
+
+
+def _translate(flags: int, table: dict[InodeFlag, int]) -> int:
+    return sum(value for flag, value in table.items() if flags & flag)
+
+
+def open_ext4(fd: int, source: FileSource, options: Ext4Options) -> Server:
+    """Open the ext4 filesystem in ``source``, a window on ``fd``.
+
+    Raises:
+        FormatError: the image is damaged or needs a feature that is not there.
+        OSError: the image cannot be read.
+    """
+    reader = Ext4Reader(source, replay=options.recovery, verify=options.verify)
+    operations = Ext4Server(reader, source, options)
+    info: dict[str, Any] = describe(reader)
+    return Server("ext4", operations, True, info, tuple(reader.warnings))

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an open image to the server for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from penstock.formats.detect import Detected, detect
+from penstock.formats.errors import CorruptImage
+from penstock.formats.partition import read_partitions
+from penstock.formats.source import FileSource, device_size
+from penstock.servers.base import Server, ServerOption, UnknownImage
+
+__all__ = ["TYPES", "open_server", "server_options"]
+
+TYPES: Final = ("ext4",)
+"""The words that ``-t`` takes; ext2 and ext3 images are ext4's."""
+
+_ALIASES: Final = {"ext2": "ext4", "ext3": "ext4", "ext4": "ext4"}
+_TABLES: Final = frozenset({"gpt", "mbr"})
+_NAMES: Final = {
+    "xfs": "an XFS filesystem",
+    "btrfs": "a Btrfs filesystem",
+    "erofs": "an EROFS filesystem",
+    "squashfs": "a SquashFS filesystem",
+    "vfat": "a FAT filesystem",
+    "ntfs": "an NTFS filesystem",
+    "swap": "swap space",
+    "luks": "a LUKS container; open it with cryptsetup first",
+    "lvm": "an LVM physical volume; activate it and mount a logical volume",
+    "iso9660": "an ISO 9660 image",
+    "qcow2": "a QCOW2 disk; convert it with qemu-img first",
+}
+_SMALLEST: Final = 2048
+
+
+def server_options(type: str) -> tuple[ServerOption, ...]:
+    """The ``-o`` words of a type."""
+    del type  # there is one
+    from penstock.servers.ext4.options import OPTIONS  # noqa: PLC0415 - loaded when needed
+
+    return OPTIONS
+
+
+def open_server(fd: int, type: str | None = None, options: Mapping[str, str] = {}) -> Server:
+    """Open the filesystem in an image.
+
+    Args:
+        fd: the image, open for reading; must stay open as long as the server lives.
+        type: ``ext4`` (or ``ext2``, ``ext3``); None = found out.
+        options: the server's ``-o`` words; those without value have an empty one.
+
+    Raises:
+        UnknownImage: no server is there for what the image is.
+        FormatError: the image is damaged or needs a feature that is not there.
+        ValueError: an option is wrong.
+        OSError: the image cannot be read.
+    """
+    if type is not None and type not in _ALIASES:
+        raise ValueError(f"-t {type}: not one of {', '.join(TYPES)}")
+    from penstock.servers.ext4 import open_ext4, parse_options  # noqa: PLC0415
+
+    parsed = parse_options(options)
+    offset, size = _window(fd, parsed.partition)
+    source = FileSource(fd, offset, size)
+    found = detect(source)
+    if found.type not in _ALIASES:
+        raise UnknownImage(_describe(found, source.size, parsed.partition))
+    return open_ext4(fd, source, parsed)
+
+
+def _window(fd: int, number: int | None) -> tuple[int, int | None]:
+    """Offset and size in bytes of the partition; the whole image if None."""
+    total = device_size(fd)
+    if total == 0:
+        raise UnknownImage("is empty")
+    if number is None:
+        return 0, None
+    table = read_partitions(FileSource(fd))
+    if table is None:
+        raise UnknownImage(f"has no partition table, so no partition {number}")
+    for partition in table.partitions:
+        if partition.number == number:
+            if partition.start >= total:
+                raise CorruptImage(f"partition {number} begins beyond the end of the image")
+            return partition.start, min(partition.size, total - partition.start)
+    numbers = ", ".join(str(partition.number) for partition in table.partitions) or "none"
+    raise UnknownImage(f"has no partition {number}; there are: {numbers}")
+
+
+def _describe(found: Detected, size: int, partition: int | None) -> str:
+    what = f"partition {partition}" if partition is not None else "the image"
+    if found.type in _TABLES:
+        return (
+            f"is a disk with partitions ({str(found.type).upper()}): choose one with "
+            "-o partition=N ('penstock info' lists them)"
+        )
+    if found.type is not None:
+        return f"is {_NAMES.get(found.type, found.type)}, not ext2, ext3 or ext4"
+    if size < _SMALLEST:
+        return f"is too small for any filesystem ({what} has {size} bytes)"
+    return f"is no filesystem that penstock knows ({what} has no ext4 superblock)"
