@@ -194,10 +194,10 @@ def public(body: list[ast.stmt]) -> Iterator[Documented]:
 
 
 def speaks_for_itself(node: Documented) -> bool:
-    """A table of annotated fields, a property of one line, or a second definition of a name."""
+    """A tuple of named fields, a property of one line, or a second definition of a name."""
     decorators = " ".join(ast.unparse(item) for item in node.decorator_list)
     if isinstance(node, ast.ClassDef):
-        return all(isinstance(item, ast.AnnAssign) for item in node.body)
+        return "NamedTuple" in [ast.unparse(base) for base in node.bases]
     one_line = len(node.body) == 1 and isinstance(node.body[0], ast.Return)
     return (
         "overload" in decorators
