@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeAlias, TypeVar, cast
 
 from penstock.fs.errors import FsError
 
@@ -79,5 +79,5 @@ class Pending(Generic[T]):
         return True
 
 
-Answer = T | Pending[T]
+Answer: TypeAlias = T | Pending[T]
 """What an operation returns: the value, or the promise of it."""
