@@ -262,6 +262,14 @@ class FallocMode(IntFlag):
     ZERO_RANGE = 0x10
 
 
+class AccessMode(IntFlag):
+    """``AccessIn.mask``, as for access(2); 0 asks for existence."""
+
+    X_OK = 1
+    W_OK = 2
+    R_OK = 4
+
+
 class IoctlFlag(IntFlag):
     """``IoctlIn.flags``, ``IoctlOut.flags``."""
 

@@ -198,7 +198,7 @@ class Kstatfs(NamedTuple):
 @layout
 class AccessIn(NamedTuple):
     mask: u32
-    """R_OK 4, W_OK 2, X_OK 1."""
+    """:class:`AccessMode`."""
     padding: u32
 
 
