@@ -32,7 +32,9 @@ def file_ranges(data: Mapped, offset: int, devices: Sequence[int]) -> tuple[File
         if position >= end:
             break
         skip = position - start
-        if skip < 0 or skip >= length:
+        if skip >= length:
+            continue
+        if skip < 0:
             raise FsError(errno.EIO, f"no mapping covers byte {position} of the file")
         count = min(length - skip, end - position)
         if kind in _ZERO_TYPES:

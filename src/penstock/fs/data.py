@@ -41,8 +41,8 @@ class Mapping(NamedTuple):
 
 
 class Mapped(NamedTuple):
-    """The range that was read, as mappings: sorted, without gaps, the first one covering the
-    range's start, the last one its end (they may begin earlier and end later)."""
+    """The range that was read, as mappings: sorted and without gaps. They may begin before the
+    range and end after it: a filesystem may answer each read with all mappings of the file."""
 
     mappings: tuple[Mapping, ...]
     length: int

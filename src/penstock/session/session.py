@@ -92,7 +92,9 @@ class Session:
         self._datapaths = datapaths
         self._limits = limits
         self._rows: dict[int, Row] = {
-            opcode: row for opcode, row in ROWS.items() if _overridden(operations, row.method)
+            opcode: row
+            for opcode, row in ROWS.items()
+            if opcode == Opcode.STATFS or _overridden(operations, row.method)
         }
         self._features = Features(setxattr_ext=False)
         self._counts = RequestCounts()
@@ -172,7 +174,7 @@ class Session:
             nodes=len(self._lookups) if self._lookups is not None else 0,
             malformed=self._malformed,
             minor=connection.minor if connection else 0,
-            flags=connection.flags if connection else 0,
+            flags=int(connection.flags) if connection else 0,
         )
 
     # Answers
