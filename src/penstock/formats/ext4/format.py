@@ -22,6 +22,7 @@ GOOD_OLD_FIRST_INO: Final = 11
 GOOD_OLD_INODE_SIZE: Final = 128
 MAX_BLOCK_LOG: Final = 6
 """Block size is 1024 << log; 64 KiB is the largest."""
+MAX_BLOCK_SIZE: Final = 65536
 MAX_CLUSTER_LOG: Final = 20
 """Cluster size is 1024 << log, at most 2^30 bytes."""
 N_BLOCKS_BYTES: Final = 60
@@ -255,4 +256,234 @@ class RawSuperblock(NamedTuple):
     encoding: Annotated[int, at(0x27C, "H")]
     encoding_flags: Annotated[int, at(0x27E, "H")]
     orphan_file_inum: Annotated[int, at(0x280, "I")]
+    checksum: Annotated[int, at(0x3FC, "I")]
+
+
+class DescFlag(enum.IntFlag):
+    """``bg_flags``."""
+
+    INODE_UNINIT = 0x1
+    BLOCK_UNINIT = 0x2
+    INODE_ZEROED = 0x4
+
+
+@packed("<", 64)
+class RawGroupDescriptor(NamedTuple):
+    """A group descriptor of 64 bytes; one of 32 bytes ends at ``block_bitmap_hi``."""
+
+    block_bitmap_lo: Annotated[int, at(0x00, "I")]
+    inode_bitmap_lo: Annotated[int, at(0x04, "I")]
+    inode_table_lo: Annotated[int, at(0x08, "I")]
+    free_blocks_lo: Annotated[int, at(0x0C, "H")]
+    free_inodes_lo: Annotated[int, at(0x0E, "H")]
+    used_dirs_lo: Annotated[int, at(0x10, "H")]
+    flags: Annotated[int, at(0x12, "H")]
+    block_bitmap_csum_lo: Annotated[int, at(0x18, "H")]
+    inode_bitmap_csum_lo: Annotated[int, at(0x1A, "H")]
+    itable_unused_lo: Annotated[int, at(0x1C, "H")]
+    checksum: Annotated[int, at(0x1E, "H")]
+    block_bitmap_hi: Annotated[int, at(0x20, "I")]
+    inode_bitmap_hi: Annotated[int, at(0x24, "I")]
+    inode_table_hi: Annotated[int, at(0x28, "I")]
+    free_blocks_hi: Annotated[int, at(0x2C, "H")]
+    free_inodes_hi: Annotated[int, at(0x2E, "H")]
+    used_dirs_hi: Annotated[int, at(0x30, "H")]
+    itable_unused_hi: Annotated[int, at(0x32, "H")]
+
+
+class InodeFlag(enum.IntFlag):
+    """``i_flags``."""
+
+    SECRM = 0x1
+    UNRM = 0x2
+    COMPR = 0x4
+    SYNC = 0x8
+    IMMUTABLE = 0x10
+    APPEND = 0x20
+    NODUMP = 0x40
+    NOATIME = 0x80
+    ENCRYPT = 0x800
+    INDEX = 0x1000
+    IMAGIC = 0x2000
+    JOURNAL_DATA = 0x4000
+    NOTAIL = 0x8000
+    DIRSYNC = 0x10000
+    TOPDIR = 0x20000
+    HUGE_FILE = 0x40000
+    EXTENTS = 0x80000
+    VERITY = 0x100000
+    EA_INODE = 0x200000
+    DAX = 0x2000000
+    INLINE_DATA = 0x10000000
+    PROJINHERIT = 0x20000000
+    CASEFOLD = 0x40000000
+
+
+@packed("<", 160)
+class RawInode(NamedTuple):
+    """An inode with every field that the format has; older ones end earlier, at 128 +
+    ``extra_isize``. Times are signed seconds, extended by two bits of the ``_extra`` word, whose
+    other thirty are nanoseconds."""
+
+    mode: Annotated[int, at(0x00, "H")]
+    uid_lo: Annotated[int, at(0x02, "H")]
+    size_lo: Annotated[int, at(0x04, "I")]
+    atime: Annotated[int, at(0x08, "i")]
+    ctime: Annotated[int, at(0x0C, "i")]
+    mtime: Annotated[int, at(0x10, "i")]
+    dtime: Annotated[int, at(0x14, "I")]
+    gid_lo: Annotated[int, at(0x18, "H")]
+    links_count: Annotated[int, at(0x1A, "H")]
+    blocks_lo: Annotated[int, at(0x1C, "I")]
+    flags: Annotated[int, at(0x20, "I")]
+    version_lo: Annotated[int, at(0x24, "I")]
+    block: Annotated[bytes, at(0x28, "60s")]
+    generation: Annotated[int, at(0x64, "I")]
+    file_acl_lo: Annotated[int, at(0x68, "I")]
+    size_hi: Annotated[int, at(0x6C, "I")]
+    blocks_hi: Annotated[int, at(0x74, "H")]
+    file_acl_hi: Annotated[int, at(0x76, "H")]
+    uid_hi: Annotated[int, at(0x78, "H")]
+    gid_hi: Annotated[int, at(0x7A, "H")]
+    checksum_lo: Annotated[int, at(0x7C, "H")]
+    extra_isize: Annotated[int, at(0x80, "H")]
+    checksum_hi: Annotated[int, at(0x82, "H")]
+    ctime_extra: Annotated[int, at(0x84, "I")]
+    mtime_extra: Annotated[int, at(0x88, "I")]
+    atime_extra: Annotated[int, at(0x8C, "I")]
+    crtime: Annotated[int, at(0x90, "i")]
+    crtime_extra: Annotated[int, at(0x94, "I")]
+    version_hi: Annotated[int, at(0x98, "I")]
+    projid: Annotated[int, at(0x9C, "I")]
+
+
+EXTENT_MAGIC: Final = 0xF30A
+EXTENT_MAX_DEPTH: Final = 5
+EXTENT_MAX_WRITTEN: Final = 0x8000
+"""A longer ``ee_len`` is an unwritten extent of ``ee_len - 0x8000`` blocks."""
+
+
+@packed("<", 12)
+class ExtentHeader(NamedTuple):
+    """Head of a node of an extent tree."""
+
+    magic: Annotated[int, at(0x0, "H")]
+    entries: Annotated[int, at(0x2, "H")]
+    max: Annotated[int, at(0x4, "H")]
+    depth: Annotated[int, at(0x6, "H")]
+
+
+@packed("<", 12)
+class ExtentLeaf(NamedTuple):
+    """``len`` blocks from logical block ``block`` lie at ``start``."""
+
+    block: Annotated[int, at(0x0, "I")]
+    len: Annotated[int, at(0x4, "H")]
+    start_hi: Annotated[int, at(0x6, "H")]
+    start_lo: Annotated[int, at(0x8, "I")]
+
+
+@packed("<", 12)
+class ExtentIndex(NamedTuple):
+    """The node at ``leaf`` has what is mapped from logical block ``block``."""
+
+    block: Annotated[int, at(0x0, "I")]
+    leaf_lo: Annotated[int, at(0x4, "I")]
+    leaf_hi: Annotated[int, at(0x8, "H")]
+
+
+@packed("<", 8)
+class DirEntryHead(NamedTuple):
+    """A directory entry before its name. Without the filetype feature ``file_type`` is the high
+    byte of ``name_len``."""
+
+    inode: Annotated[int, at(0x0, "I")]
+    rec_len: Annotated[int, at(0x4, "H")]
+    name_len: Annotated[int, at(0x6, "B")]
+    file_type: Annotated[int, at(0x7, "B")]
+
+
+DIR_TAIL_HEAD: Final = b"\0\0\0\0\x0c\0\0\xde"
+"""The fake entry, 12 bytes with the checksum after it, at the end of a checksummed leaf."""
+DIR_TAIL_SIZE: Final = 12
+
+DT_OF_FILE_TYPE: Final = bytes([0, 8, 4, 2, 6, 1, 12, 10]).ljust(256, b"\0")
+"""DT_* of ``file_type``: unknown, regular, directory, character, block, fifo, socket, symlink."""
+
+
+class HashVersion(enum.IntEnum):
+    """Hashes of indexed directories; the last three are for bytes taken as unsigned."""
+
+    LEGACY = 0
+    HALF_MD4 = 1
+    TEA = 2
+    LEGACY_UNSIGNED = 3
+    HALF_MD4_UNSIGNED = 4
+    TEA_UNSIGNED = 5
+    SIPHASH = 6
+
+
+@packed("<", 8)
+class DxRootInfo(NamedTuple):
+    """At byte 0x18 of block 0 of an indexed directory."""
+
+    hash_version: Annotated[int, at(0x4, "B")]
+    info_length: Annotated[int, at(0x5, "B")]
+    indirect_levels: Annotated[int, at(0x6, "B")]
+
+
+XATTR_MAGIC: Final = 0xEA020000
+XATTR_VALUE_MAX: Final = 65536
+
+
+@packed("<", 32)
+class XattrBlockHeader(NamedTuple):
+    """Head of a block of extended attributes."""
+
+    magic: Annotated[int, at(0x00, "I")]
+    refcount: Annotated[int, at(0x04, "I")]
+    blocks: Annotated[int, at(0x08, "I")]
+    hash: Annotated[int, at(0x0C, "I")]
+    checksum: Annotated[int, at(0x10, "I")]
+
+
+@packed("<", 16)
+class XattrEntry(NamedTuple):
+    """An extended attribute before its name. ``value_inum`` names an inode with the value."""
+
+    name_len: Annotated[int, at(0x0, "B")]
+    name_index: Annotated[int, at(0x1, "B")]
+    value_offs: Annotated[int, at(0x2, "H")]
+    value_inum: Annotated[int, at(0x4, "I")]
+    value_size: Annotated[int, at(0x8, "I")]
+    hash: Annotated[int, at(0xC, "I")]
+
+
+XATTR_PREFIXES: Final[dict[int, bytes]] = {
+    1: b"user.",
+    2: b"system.posix_acl_access",
+    3: b"system.posix_acl_default",
+    4: b"trusted.",
+    6: b"security.",
+    10: b"gnu.",
+}
+"""Prefix (or, for ACLs, whole name) of each ``name_index`` that the kernel shows to users."""
+XATTR_INDEX_ACLS: Final = (2, 3)
+XATTR_INDEX_SYSTEM: Final = 7
+
+MMP_MAGIC: Final = 0x004D4D50
+MMP_CLEAN: Final = 0xFF4D4D50
+MMP_FSCK: Final = 0xE24D4D50
+
+
+@packed("<", 1024)
+class MmpBlock(NamedTuple):
+    """Who has the filesystem mounted (multiple mount protection)."""
+
+    magic: Annotated[int, at(0x00, "I")]
+    seq: Annotated[int, at(0x04, "I")]
+    time: Annotated[int, at(0x08, "Q")]
+    nodename: Annotated[bytes, at(0x10, "64s")]
+    bdevname: Annotated[bytes, at(0x50, "32s")]
+    check_interval: Annotated[int, at(0x70, "H")]
     checksum: Annotated[int, at(0x3FC, "I")]

@@ -51,6 +51,16 @@ class Superblock:
     """Initial value of metadata checksums (:func:`~penstock.formats.crc.raw_crc32c`)."""
 
     @property
+    def feature_compat(self) -> int:
+        """``s_feature_compat`` as a number."""
+        return self.raw.feature_compat
+
+    @property
+    def feature_incompat(self) -> int:
+        """``s_feature_incompat`` as a number."""
+        return self.raw.feature_incompat
+
+    @property
     def uuid(self) -> bytes:
         """The 16 bytes of the filesystem's UUID."""
         return self.raw.uuid

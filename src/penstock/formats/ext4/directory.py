@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories as lists of entries: reading them all, finding one by looking at all.
+
+A directory is a file whose blocks each hold a chain of entries. An indexed one has further blocks
+that hold its hash tree; those look like one empty entry to a reader of chains, so that reading a
+directory never needs the tree (``htree.py`` does).
+
+Positions (cookies) are bytes from the start of the directory to the entry that comes next, in an
+image that does not change as stable as can be. A position that is not the start of an entry goes on
+with the next entry after it.
+
+Invariants: names are 1 to 255 bytes without ``/`` and NUL; inode numbers are in range. ``.`` and
+``..`` can occur anywhere in a hostile image, as can one name twice: whoever walks a tree goes by
+what its own parent is, not by ``..``.
+
+Specification: Documentation/filesystems/ext4/directory.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from penstock.formats.crc import crc32c
+from penstock.formats.errors import BadChecksum, CorruptImage
+from penstock.formats.ext4 import format as fmt
+from penstock.formats.ext4.extents import MAPPED
+from penstock.formats.ext4.format import DirEntryHead, InodeFlag
+from penstock.formats.ext4.inode import Inode
+from penstock.formats.ext4.mapping import walk
+from penstock.formats.ext4.volume import Volume
+from penstock.formats.layout import struct_of
+
+__all__ = ["DirRecord", "decode_entries", "find_linear", "read_directory", "verified_names"]
+
+_INDEX: Final = int(InodeFlag.INDEX)
+_RUN_SIZE: Final = 65536
+_MIN_REC_LEN: Final = 12
+_DX_NODE_ENTRIES: Final = 8
+_DX_ROOT_ENTRIES: Final = 0x20
+MAX_SCAN: Final = 1 << 18
+"""Blocks looked at in a row for one name, or without a single entry, before the directory is called
+corrupt: the bound on what a hostile one can cost."""
+
+FEW_BLOCKS: Final = 8
+"""A directory of so many blocks is looked through as fast as its index would be."""
+
+_unpack: Final = struct_of(DirEntryHead).unpack_from
+_DT: Final = fmt.DT_OF_FILE_TYPE
+_new: Final = tuple.__new__
+
+
+class DirRecord(NamedTuple):
+    """One entry of a directory."""
+
+    name: bytes
+    ino: int
+    type: int
+    """DT_*; 0 where the filesystem does not record it."""
+    next_cookie: int
+    """Position after this entry; never 0."""
+
+
+def decode_entries(
+    volume: Volume, what: str, data: bytes, start: int, position: int
+) -> list[DirRecord]:
+    """The entries of a chain.
+
+    Args:
+        volume: the filesystem.
+        what: names the chain in messages.
+        data: bytes that hold it to their end.
+        start: where in ``data`` it begins.
+        position: of the first byte of ``data`` in the directory.
+
+    Raises:
+        CorruptImage: the chain or an entry is bad.
+    """
+    records: list[DirRecord] = []
+    append = records.append
+    end = len(data)
+    inodes = volume.superblock.inodes_count
+    typed = volume.file_types
+    wide = end == fmt.MAX_BLOCK_SIZE
+    while start < end:
+        if start + _MIN_REC_LEN > end:
+            raise CorruptImage(f"{what}: entry at byte {start} is cut off by the end of the block")
+        ino, length, name_length, kind = _unpack(data, start)
+        if length & 3 or (wide and not length):
+            length = _wide_length(length) if wide else 0
+        after = start + length
+        name_end = start + 8 + name_length
+        if length < _MIN_REC_LEN or after > end or name_end > after:
+            raise CorruptImage(
+                f"{what}: entry at byte {start} of length {length} with a name of {name_length} "
+                f"bytes does not fit into the {end - start} bytes left"
+            )
+        if ino:
+            name = data[start + 8 : name_end]
+            if ino > inodes or not name or 0 in name or 47 in name or (kind and not typed):
+                raise CorruptImage(
+                    f"{what}: entry at byte {start}: bad inode {ino} or name {name!r}"
+                )
+            append(_new(DirRecord, (name, ino, _DT[kind], position + after)))
+        start = after
+    return records
+
+
+def _wide_length(length: int) -> int:
+    """A ``rec_len`` in a block of 64 KiB, which does not fit into 16 bits as it is."""
+    if length in {0, 0xFFFF}:
+        return fmt.MAX_BLOCK_SIZE
+    return (length & 0xFFFC) | (length & 3) << 16
+
+
+def _is_tree_node(data: bytes, logical: int, inode: Inode) -> bool:
+    """Whether a block of an indexed directory, which is not a checksummed leaf, is of its tree."""
+    if not inode.flags & _INDEX:
+        return False
+    if logical == 0:
+        return True
+    ino, length, _, _ = _unpack(data, 0)
+    return not ino and length in {len(data), 0, 0xFFFF}
+
+
+def verify_tree_node(inode: Inode, logical: int, data: bytes) -> None:
+    """Check the checksum of a block of a hash tree.
+
+    Raises:
+        CorruptImage, BadChecksum: it is bad.
+    """
+    what = f"directory inode {inode.ino}: index block {logical}"
+    entries = _DX_NODE_ENTRIES if logical else _DX_ROOT_ENTRIES
+    limit = data[entries] | data[entries + 1] << 8
+    count = data[entries + 2] | data[entries + 3] << 8
+    tail = entries + 8 * limit
+    if tail + 8 > len(data) or count > limit:
+        raise CorruptImage(f"{what}: {count} of {limit} entries do not fit into the block")
+    covered = b"".join((data[: entries + 8 * count], data[tail : tail + 4], bytes(4)))
+    value = ~crc32c(covered, inode.seed) & 0xFFFF_FFFF
+    stored = int.from_bytes(data[tail + 4 : tail + 8], "little")
+    if value != stored:
+        raise BadChecksum(f"{what}: checksum {stored:#010x}, computed {value:#010x}")
+
+
+def verify_block(inode: Inode, logical: int, data: bytes) -> None:
+    """Check the checksum of a block of a directory, be it a leaf or of the tree.
+
+    Raises:
+        CorruptImage, BadChecksum: it is bad.
+    """
+    tail = len(data) - fmt.DIR_TAIL_SIZE
+    if data[tail : tail + 8] != fmt.DIR_TAIL_HEAD:
+        if _is_tree_node(data, logical, inode):
+            verify_tree_node(inode, logical, data)
+            return
+        raise CorruptImage(f"directory inode {inode.ino}: block {logical} has no checksum")
+    value = ~crc32c(memoryview(data)[:tail], inode.seed) & 0xFFFF_FFFF
+    stored = int.from_bytes(data[tail + 8 :], "little")
+    if value != stored:
+        raise BadChecksum(
+            f"directory inode {inode.ino}: block {logical}: checksum {stored:#010x}, "
+            f"computed {value:#010x}"
+        )
+
+
+def _blocks(volume: Volume, inode: Inode, first: int) -> Iterator[tuple[int, bytes]]:
+    """The verified blocks of a directory from logical block ``first`` on; holes are skipped."""
+    size = volume.block_size
+    end = -(-inode.size // size)
+    per_run = max(_RUN_SIZE // size, 1)
+    verify = volume.metadata_csum
+    for piece in walk(volume, inode, first, end):
+        if piece.state != MAPPED:
+            continue
+        logical = max(piece.logical, first)
+        stop = min(piece.logical + piece.length, end)
+        while logical < stop:
+            count = min(per_run, stop - logical)
+            physical = piece.physical + logical - piece.logical
+            run = volume.read_block(physical) if count == 1 else volume.read_run(physical, count)
+            for start in range(0, count * size, size):
+                data = run[start : start + size]
+                if verify:
+                    verify_block(inode, logical, data)
+                yield logical, data
+                logical += 1
+
+
+def read_directory(volume: Volume, inode: Inode, cookie: int) -> Iterator[DirRecord]:
+    """The entries of a directory with blocks, from position ``cookie`` on.
+
+    Raises:
+        CorruptImage, BadChecksum: it is bad (after the entries before the bad place).
+        OSError: the source's.
+    """
+    size = volume.block_size
+    empty = 0
+    for logical, data in _blocks(volume, inode, cookie // size):
+        position = logical * size
+        what = f"directory inode {inode.ino}: block {logical}"
+        records = decode_entries(volume, what, data, 0, position)
+        if cookie > position:
+            records = [record for record in records if record.next_cookie > cookie]
+        if records:
+            empty = 0
+            yield from records
+        else:
+            empty += 1
+            if empty > MAX_SCAN:
+                raise CorruptImage(f"{what}: {empty} blocks without an entry before it")
+
+
+def verified_names(volume: Volume, inode: Inode, logical: int, physical: int) -> dict[bytes, int]:
+    """The names in one block of a directory, with their inodes; kept decoded.
+
+    Raises:
+        CorruptImage, BadChecksum: the block is bad.
+        OSError: the source's.
+    """
+    key = (inode.ino, physical)
+    names = volume.parsed.get(key)
+    if not isinstance(names, dict):
+        data = volume.read_block(physical)
+        if volume.metadata_csum:
+            verify_block(inode, logical, data)
+        what = f"directory inode {inode.ino}: block {logical}"
+        # Where a name is there twice, the first entry counts, as it does for the kernel.
+        entries = reversed(decode_entries(volume, what, data, 0, 0))
+        names = {record.name: record.ino for record in entries}
+        volume.parsed.put(key, names, 300 + 160 * len(names))
+    return names
+
+
+def find_linear(volume: Volume, inode: Inode, name: bytes) -> int | None:
+    """The inode under ``name``, looking at every block of a directory; None if there is none.
+
+    Raises:
+        CorruptImage, BadChecksum: a block on the way is bad.
+        OSError: the source's.
+    """
+    end = -(-inode.size // volume.block_size)
+    if end <= FEW_BLOCKS:
+        for piece in walk(volume, inode, 0, end):
+            if piece.state == MAPPED:
+                for step in range(min(piece.length, end - piece.logical)):
+                    names = verified_names(
+                        volume, inode, piece.logical + step, piece.physical + step
+                    )
+                    if name in names:
+                        return names[name]
+        return None
+    for scanned, (logical, data) in enumerate(_blocks(volume, inode, 0)):
+        if scanned > MAX_SCAN:
+            raise CorruptImage(f"directory inode {inode.ino}: has more than {MAX_SCAN} blocks")
+        if name in data:
+            what = f"directory inode {inode.ino}: block {logical}"
+            for record in decode_entries(volume, what, data, 0, 0):
+                if record.name == name:
+                    return record.ino
+    return None

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the bytes of a file lie: its blocks, whatever maps them, as byte ranges of the image.
+
+Three ways lead from a file to its blocks (extent tree, block map, inline data); above this module
+they are one. Addresses are those of the newest copy, in its place or in the journal.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from penstock.formats.ext4.extents import MAPPED, UNWRITTEN, Piece, walk_extents
+from penstock.formats.ext4.format import InodeFlag
+from penstock.formats.ext4.indirect import walk_indirect
+from penstock.formats.ext4.inode import Inode
+from penstock.formats.ext4.volume import JOURNAL_MAGIC, Volume
+
+__all__ = ["Extent", "ExtentKind", "file_extents", "find_block", "walk"]
+
+_EXTENTS: Final = int(InodeFlag.EXTENTS)
+_INLINE_DATA: Final = int(InodeFlag.INLINE_DATA)
+_MERGE_LIMIT: Final = 4096
+"""Pieces put together into one extent at most: bounds the work of one step of the iterator."""
+
+
+class ExtentKind(enum.IntEnum):
+    """What a range of a file is."""
+
+    HOLE = 0
+    MAPPED = 1
+    UNWRITTEN = 2
+    """Allocated, reads as zeros."""
+    INLINE = 3
+    """In the inode itself: read it with ``Ext4Reader.read``."""
+    ESCAPED = 4
+    """At ``address`` but for the first four bytes of its block, which the journal has replaced
+    (they are C0 3B 39 98): read it with ``Ext4Reader.read``."""
+
+
+class Extent(NamedTuple):
+    """``length`` bytes of a file from ``offset``."""
+
+    offset: int
+    length: int
+    kind: ExtentKind
+    address: int
+    """Byte address in the image; 0 unless MAPPED or ESCAPED."""
+
+
+_HOLE: Final = ExtentKind.HOLE
+_MAPPED: Final = ExtentKind.MAPPED
+_UNWRITTEN: Final = ExtentKind.UNWRITTEN
+_ESCAPED: Final = ExtentKind.ESCAPED
+
+
+def walk(volume: Volume, inode: Inode, first: int, end: int) -> Iterator[Piece]:
+    """The pieces of a file (not an inline one) that overlap logical blocks ``first`` to ``end``.
+
+    What no piece tells of is a hole; the first and the last may reach beyond the range.
+
+    Raises:
+        CorruptImage, BadChecksum: its map is bad.
+        OSError: the source's.
+    """
+    if inode.flags & _EXTENTS:
+        return walk_extents(volume, inode, first, end)
+    return walk_indirect(volume, inode, first, end)
+
+
+def find_block(volume: Volume, inode: Inode, logical: int) -> int:
+    """The block that holds block ``logical`` of a file; 0 = none. Raises as :func:`walk`."""
+    for piece in walk(volume, inode, logical, logical + 1):
+        if piece.state == MAPPED:
+            return piece.physical + logical - piece.logical
+    return 0
+
+
+def file_extents(volume: Volume, inode: Inode, start: int, end: int) -> Iterator[Extent]:
+    """The bytes ``start`` to ``end`` (exclusive) of a file as extents, in order, without gaps.
+
+    Neighbours that continue each other are one extent (up to 4096 pieces of the file's map).
+
+    Raises:
+        CorruptImage, BadChecksum: its map is bad.
+        OSError: the source's.
+    """
+    if inode.flags & _INLINE_DATA:
+        if start < inode.size and start < end:
+            yield Extent(start, min(end, inode.size) - start, ExtentKind.INLINE, 0)
+            start = min(end, inode.size)
+        if start < end:
+            yield Extent(start, end - start, _HOLE, 0)
+        return
+    last: Extent | None = None
+    merged = 0
+    for extent in _ranges(volume, inode, start, end):
+        if last is not None:
+            if (
+                merged < _MERGE_LIMIT
+                and extent.kind == last.kind != _ESCAPED
+                and (extent.kind != _MAPPED or extent.address == last.address + last.length)
+            ):
+                last = Extent(last.offset, last.length + extent.length, last.kind, last.address)
+                merged += 1
+                continue
+            yield last
+        last = extent
+        merged = 0
+    if last is not None:
+        yield last
+
+
+def _ranges(volume: Volume, inode: Inode, start: int, end: int) -> Iterator[Extent]:
+    """As :func:`file_extents`, but one range for each piece or hole."""
+    size = volume.block_size
+    position = start
+    for piece in walk(volume, inode, start // size, -(-end // size)):
+        low = piece.logical * size
+        high = min(low + piece.length * size, end)
+        if high <= position:
+            continue
+        if low > position:
+            yield Extent(position, low - position, _HOLE, 0)
+            position = low
+        if piece.state == MAPPED:
+            for address, length, escaped in _cut(volume, piece, position - low, high - low):
+                yield Extent(position, length, _ESCAPED if escaped else _MAPPED, address)
+                position += length
+        else:
+            kind = _UNWRITTEN if piece.state == UNWRITTEN else _HOLE
+            yield Extent(position, high - position, kind, 0)
+            position = high
+    if position < end:
+        yield Extent(position, end - position, _HOLE, 0)
+
+
+def _cut(volume: Volume, piece: Piece, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """Bytes ``start`` to ``end`` of a mapped piece: (address, length, escaped)."""
+    size = volume.block_size
+    if volume.map is None:
+        yield piece.physical * size + start, end - start, False
+        return
+    first = start // size
+    position = first * size
+    for address, length, escaped in volume.locate(piece.physical + first, -(-end // size) - first):
+        low = max(start - position, 0)
+        high = min(end - position, length)
+        # Only the first four bytes of an escaped block are not as they stand in the log.
+        yield address + low, high - low, escaped and low < len(JOURNAL_MAGIC)
+        position += length
