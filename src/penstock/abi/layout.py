@@ -10,10 +10,10 @@ type checker, and the ``struct`` code, for the wire::
         dummy: u32
         fh: u64
 
-Everything else is derived: :func:`struct_of` gives the compiled little-endian ``struct.Struct``,
-:func:`unpack` and :func:`pack` move between bytes and the tuple. A field whose type is itself a
-layout is nested in place; ``pad(n)`` fields are not needed, padding is a named field as it is in
-the kernel's headers, so that a layout lists every byte.
+Everything else is derived when it is first needed: :func:`struct_of` gives the compiled
+little-endian ``struct.Struct``, :func:`unpack` and :func:`pack` move between bytes and the tuple.
+A field whose type is itself a layout is nested in place; ``pad(n)`` fields are not needed, padding
+is a named field as it is in the kernel's headers, so that a layout lists every byte.
 
 Invariants: no implicit alignment (every format starts with ``<``), no I/O, no ctypes.
 """
@@ -21,7 +21,16 @@ Invariants: no implicit alignment (every format starts with ``<``), no I/O, no c
 from __future__ import annotations
 
 import struct
-from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    ForwardRef,
+    NamedTuple,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
 
 __all__ = [
     "FieldInfo",
@@ -72,41 +81,58 @@ class _Layout(NamedTuple):
     struct: struct.Struct
     flat: bool
     """True if no field is itself a layout."""
-    parts: tuple[tuple[type[tuple[Any, ...]] | None, int], ...]
-    """Per field: its nested layout or None, and how many flat values it takes."""
-    fields: tuple[FieldInfo, ...]
+    parts: tuple[tuple[type[tuple[Any, ...]] | None, str], ...]
+    """Per field: its nested layout or None, and its struct code."""
 
 
-_LAYOUTS: Final[dict[type, _Layout]] = {}
+class _Layouts(dict[type, _Layout]):
+    """Layouts compiled so far. A declaration is compiled when it is first used, because there are
+    more than a process needs; a subclass of a layout has the layout of its base."""
+
+    def __missing__(self, cls: type) -> _Layout:
+        if cls in _DECLARED:
+            info = _compiled(cls)
+        else:
+            base = next((base for base in cls.__mro__ if base in _DECLARED), None)
+            if base is None:
+                raise KeyError(cls)
+            info = self[base]
+        self[cls] = info
+        return info
+
+
+_DECLARED: Final[set[type]] = set()
+_LAYOUTS: Final = _Layouts()
 
 
 def layout(cls: type[T]) -> type[T]:
-    """Class decorator: compile the annotations of a NamedTuple into a wire layout."""
-    codes: list[str] = []
-    parts: list[tuple[type[tuple[Any, ...]] | None, int]] = []
-    fields: list[FieldInfo] = []
-    offset = 0
-    for name, hint in get_type_hints(cls, include_extras=True).items():
-        nested = _LAYOUTS.get(hint)
-        if nested is not None:
-            code = nested.struct.format[1:]
-            parts.append((hint, sum(count for _, count in nested.parts)))
-        else:
-            code = get_args(hint)[1]
-            parts.append((None, 1))
-        size = struct.calcsize("<" + code)
-        fields.append(FieldInfo(name, offset, size))
-        offset += size
-        codes.append(code)
-    compiled = struct.Struct("<" + "".join(codes))
-    flat = all(part is None for part, _ in parts)
-    _LAYOUTS[cls] = _Layout(compiled, flat, tuple(parts), tuple(fields))
+    """Class decorator: the annotations of a NamedTuple are a wire layout."""
+    _DECLARED.add(cls)
     return cls
+
+
+def _compiled(cls: type) -> _Layout:
+    parts: list[tuple[type[tuple[Any, ...]] | None, str]] = []
+    for hint in _hints(cls).values():
+        if hint in _DECLARED:
+            parts.append((hint, _LAYOUTS[hint].struct.format[1:]))
+        else:
+            parts.append((None, get_args(hint)[1]))
+    compiled = struct.Struct("<" + "".join(code for _, code in parts))
+    return _Layout(compiled, all(part is None for part, _ in parts), tuple(parts))
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The annotations; only those that were kept as text need to be evaluated."""
+    hints = cls.__annotations__
+    if any(isinstance(hint, str | ForwardRef) for hint in hints.values()):
+        return get_type_hints(cls, include_extras=True)
+    return hints
 
 
 def is_layout(cls: object) -> bool:
     """Whether ``cls`` was declared with :func:`layout`."""
-    return isinstance(cls, type) and cls in _LAYOUTS
+    return isinstance(cls, type) and cls in _DECLARED
 
 
 def struct_of(cls: type[tuple[Any, ...]]) -> struct.Struct:
@@ -121,7 +147,13 @@ def size_of(cls: type[tuple[Any, ...]]) -> int:
 
 def fields_of(cls: type[tuple[Any, ...]]) -> tuple[FieldInfo, ...]:
     """The fields of a layout in order, with offsets and sizes in bytes."""
-    return _LAYOUTS[cls].fields
+    fields: list[FieldInfo] = []
+    offset = 0
+    for name, (_, code) in zip(_hints(cls), _LAYOUTS[cls].parts, strict=True):
+        size = struct.calcsize("<" + code)
+        fields.append(FieldInfo(name, offset, size))
+        offset += size
+    return tuple(fields)
 
 
 def unpack(cls: type[T], buffer: bytes | bytearray | memoryview, offset: int = 0) -> T:
@@ -142,9 +174,7 @@ def unpack(cls: type[T], buffer: bytes | bytearray | memoryview, offset: int = 0
 
 def _nest(info: _Layout, values: Any) -> tuple[Any, ...]:
     return tuple(
-        next(values)
-        if part is None
-        else tuple.__new__(part, _nest(_LAYOUTS[part], values))
+        next(values) if part is None else tuple.__new__(part, _nest(_LAYOUTS[part], values))
         for part, _ in info.parts
     )
 
@@ -160,7 +190,7 @@ def _flatten(info: _Layout, value: tuple[Any, ...]) -> list[Any]:
 
 
 def pack(value: tuple[Any, ...]) -> bytes:
-    """The bytes of one structure.
+    """The bytes of one structure, an instance of a layout or of a subclass of one.
 
     Raises:
         struct.error: a value does not fit its field.

@@ -31,7 +31,7 @@ from penstock.wire.replies import (
     Reply,
 )
 from penstock.wire.requests import REQUESTS, Request, Setxattr, Unknown
-from penstock.wire.shapes import Buffer, Decoder, Encoder, decoder, encoder
+from penstock.wire.shapes import Buffer, Decoder, Encoder, Table, decoder, encoder
 
 __all__ = [
     "IN_HEADER_SIZE",
@@ -69,19 +69,14 @@ class Features(NamedTuple):
 _DEFAULT: Final = Features()
 
 
-def _request_decoders() -> dict[int, Decoder]:
-    decoders = {
-        int(opcode): decoder(
-            cls,
-            Opcode(opcode).name,
-            IN_HEADER_SIZE,
-            COMPAT_INIT_IN_SIZE if opcode == Opcode.INIT else None,
-        )
-        for opcode, cls in REQUESTS.items()
-    }
-    for opcode in (Opcode.INIT_BSWAP_RESERVED, Opcode.CUSE_INIT_BSWAP_RESERVED):
-        decoders[int(opcode)] = _refuse_other_endianness
-    return decoders
+def _request_decoder(opcode: int) -> Decoder | None:
+    cls = REQUESTS.get(opcode)
+    if cls is not None:
+        shortest = COMPAT_INIT_IN_SIZE if opcode == Opcode.INIT else None
+        return decoder(cls, _name(opcode), IN_HEADER_SIZE, shortest)
+    if opcode in {Opcode.INIT_BSWAP_RESERVED, Opcode.CUSE_INIT_BSWAP_RESERVED}:
+        return _refuse_other_endianness
+    return None
 
 
 def _refuse_other_endianness(_buffer: Buffer, _size: int, _extlen: int) -> Any:
@@ -90,40 +85,57 @@ def _refuse_other_endianness(_buffer: Buffer, _size: int, _extlen: int) -> Any:
 
 _SETXATTR_TAIL: Final = bytes(size_of(SetxattrIn) - COMPAT_SETXATTR_IN_SIZE)
 _SETXATTR_CUT: Final = IN_HEADER_SIZE + COMPAT_SETXATTR_IN_SIZE
-_WITH_EXT: Final[dict[int, Decoder]] = _request_decoders()
-_long_setxattr: Final = _WITH_EXT[Opcode.SETXATTR]
 
 
 def _short_setxattr(buffer: Buffer, size: int, extlen: int) -> Any:
     """SETXATTR without SETXATTR_EXT: as if the missing half were zero."""
+    if size < _SETXATTR_CUT:
+        raise WireError(f"SETXATTR: {size - IN_HEADER_SIZE} bytes where 8 or more were expected")
     longer = bytes(buffer[:_SETXATTR_CUT]) + _SETXATTR_TAIL + bytes(buffer[_SETXATTR_CUT:])
-    return _long_setxattr(longer, size + len(_SETXATTR_TAIL), extlen)
+    decode: Decoder = _WITH_EXT[Opcode.SETXATTR]  # type: ignore[assignment]
+    return decode(longer, size + len(_SETXATTR_TAIL), extlen)
 
 
-_WITHOUT_EXT: Final[dict[int, Decoder]] = {**_WITH_EXT, Opcode.SETXATTR: _short_setxattr}
+_WITH_EXT: Final[Table[int, Decoder | None]] = Table(_request_decoder)
+_WITHOUT_EXT: Final[Table[int, Decoder | None]] = Table(_request_decoder)
+_WITHOUT_EXT[int(Opcode.SETXATTR)] = _short_setxattr
 
-_REQUEST_ENCODERS: Final[dict[type, tuple[int, Encoder]]] = {
-    cls: (int(opcode), encoder(cls, Opcode(opcode).name)) for opcode, cls in REQUESTS.items()
-}
 
-_REPLY_DECODERS: Final[dict[int, Decoder]] = {
-    int(opcode): decoder(
-        cls,
-        f"reply to {Opcode(opcode).name}",
-        OUT_HEADER_SIZE,
-        COMPAT_INIT_OUT_SIZE if opcode == Opcode.INIT else None,
-    )
-    for opcode, cls in REPLIES.items()
-    if cls is not None
-}
-_SIZE_DECODER: Final = decoder(GetxattrReply, "reply of a size", OUT_HEADER_SIZE)
-_RETRY_DECODER: Final = decoder(IoctlRetryReply, "reply to IOCTL", OUT_HEADER_SIZE)
+def _request_encoder(cls: type) -> tuple[int, Encoder] | None:
+    opcode = next((int(opcode) for opcode, known in REQUESTS.items() if known is cls), None)
+    return None if opcode is None else (opcode, encoder(cls, _name(opcode)))
+
+
+def _reply_decoder(opcode: int) -> Decoder | None:
+    cls = REPLIES.get(opcode)
+    shortest = COMPAT_INIT_OUT_SIZE if opcode == Opcode.INIT else None
+    return cls and decoder(cls, f"reply to {_name(opcode)}", OUT_HEADER_SIZE, shortest)
+
+
+_VARIANTS: Final = (GetxattrReply, IoctlRetryReply)
+
+
+def _variant_decoder(cls: type) -> Decoder:
+    return decoder(cls, cls.__name__, OUT_HEADER_SIZE)
+
+
+def _reply_encoder(cls: type) -> Encoder | None:
+    known = cls in _VARIANTS or cls in REPLIES.values()
+    return encoder(cls, cls.__name__) if known else None
+
+
+_REQUEST_ENCODERS: Final = Table(_request_encoder)
+_REPLY_DECODERS: Final = Table(_reply_decoder)
+_VARIANT_DECODERS: Final = Table(_variant_decoder)
+_REPLY_ENCODERS: Final = Table(_reply_encoder)
 _SIZED: Final = frozenset({Opcode.GETXATTR, Opcode.LISTXATTR})
 
-_REPLY_ENCODERS: Final[dict[type, Encoder]] = {
-    cls: encoder(cls, cls.__name__)
-    for cls in {*filter(None, REPLIES.values()), GetxattrReply, IoctlRetryReply}
-}
+
+def _name(opcode: int) -> str:
+    try:
+        return Opcode(opcode).name
+    except ValueError:
+        return f"operation {opcode}"
 
 
 def decode_header(buffer: Buffer) -> InHeader:
@@ -156,7 +168,7 @@ def decode_request(buffer: Buffer, features: Features = _DEFAULT) -> tuple[InHea
     header = _new(InHeader, _in_header(buffer))
     if header[0] != size:
         raise WireError(f"request: its header says {header[0]} bytes, {size} came")
-    decode = (_WITH_EXT if features[0] else _WITHOUT_EXT).get(header[1])
+    decode = (_WITH_EXT if features[0] else _WITHOUT_EXT)[header[1]]
     if decode is None:
         return header, Unknown(header[1], memoryview(buffer)[IN_HEADER_SIZE:])
     return header, decode(buffer, size, header[7])
@@ -186,13 +198,14 @@ def encode_request(
     kind = type(request)
     if kind is Unknown:
         opcode, body, extlen = request[0], bytes(request[1]), 0
-    elif kind in _REQUEST_ENCODERS:
-        opcode, encode = _REQUEST_ENCODERS[kind]
+    else:
+        known = _REQUEST_ENCODERS[kind]
+        if known is None:
+            raise WireError(f"{kind.__name__} is no request")
+        opcode, encode = known
         body, extlen = encode(request)
         if kind is Setxattr and not features.setxattr_ext:
             body = body[:COMPAT_SETXATTR_IN_SIZE] + body[size_of(SetxattrIn) :]
-    else:
-        raise WireError(f"{kind.__name__} is no request")
     size = IN_HEADER_SIZE + len(body)
     numbers = (size, opcode, unique, nodeid, uid, gid, pid)
     if size > _LONGEST or any(not 0 <= n <= _LONGEST for n in (opcode, uid, gid, pid)):
@@ -244,14 +257,14 @@ def decode_reply(
             raise WireError(f"reply to {name}: {size - OUT_HEADER_SIZE} bytes behind an error")
         return header, None
     if size_query and opcode in _SIZED:
-        return header, _SIZE_DECODER(buffer, size, 0)
-    decode = _REPLY_DECODERS.get(opcode)
+        return header, _VARIANT_DECODERS[GetxattrReply](buffer, size, 0)
+    decode = _REPLY_DECODERS[opcode]
     if decode is None:
         raise WireError(f"reply to {name}: there is none")
     reply = decode(buffer, size, 0)
     if type(reply) is IoctlReply and reply.arg.flags & IoctlFlag.RETRY:
         _check_retry(reply.arg)
-        reply = _RETRY_DECODER(buffer, size, 0)
+        reply = _VARIANT_DECODERS[IoctlRetryReply](buffer, size, 0)
     return header, reply
 
 
@@ -260,13 +273,6 @@ def _check_retry(arg: IoctlOut) -> None:
         raise WireError(
             f"reply to IOCTL: {arg.in_iovs} + {arg.out_iovs} ranges, at most {IOCTL_MAX_IOV}"
         )
-
-
-def _name(opcode: int) -> str:
-    try:
-        return Opcode(opcode).name
-    except ValueError:
-        return f"operation {opcode}"
 
 
 def encode_reply(unique: int, reply: Reply) -> bytes:
@@ -280,7 +286,7 @@ def encode_reply(unique: int, reply: Reply) -> bytes:
         WireError: the reply cannot be sent.
     """
     kind = type(reply)
-    encode = _REPLY_ENCODERS.get(kind)
+    encode = _REPLY_ENCODERS[kind]
     if encode is None:
         raise WireError(f"{kind.__name__} is no reply")
     if isinstance(reply, IoctlRetryReply):

@@ -22,7 +22,7 @@ from penstock.abi.fuse.structs import OutHeader
 from penstock.abi.layout import struct_of, u64
 from penstock.wire.codec import OUT_HEADER_SIZE, decode_out_header
 from penstock.wire.errors import WireError
-from penstock.wire.shapes import Buffer, Decoder, Encoder, Name, Payload, decoder, encoder
+from penstock.wire.shapes import Buffer, Decoder, Encoder, Name, Payload, Table, decoder, encoder
 
 
 class PollWakeup(NamedTuple):
@@ -81,14 +81,23 @@ NOTIFICATIONS: Final[dict[int, type[Notification]]] = {
 }
 """Code to notification."""
 
-_DECODERS: Final[dict[int, Decoder]] = {
-    int(code): decoder(cls, f"NOTIFY_{NotifyCode(code).name}", OUT_HEADER_SIZE)
-    for code, cls in NOTIFICATIONS.items()
-}
-_ENCODERS: Final[dict[type, tuple[int, Encoder]]] = {
-    cls: (int(code), encoder(cls, f"NOTIFY_{NotifyCode(code).name}"))
-    for code, cls in NOTIFICATIONS.items()
-}
+
+def _title(code: int) -> str:
+    return f"NOTIFY_{NotifyCode(code).name}"
+
+
+def _decoder(code: int) -> Decoder | None:
+    cls = NOTIFICATIONS.get(code)
+    return cls and decoder(cls, _title(code), OUT_HEADER_SIZE)
+
+
+def _encoder(cls: type) -> tuple[int, Encoder] | None:
+    code = next((int(code) for code, known in NOTIFICATIONS.items() if known is cls), None)
+    return None if code is None else (code, encoder(cls, _title(code)))
+
+
+_DECODERS: Final = Table(_decoder)
+_ENCODERS: Final = Table(_encoder)
 _pack_header: Final = struct_of(OutHeader).pack
 
 
@@ -99,9 +108,10 @@ def encode_notification(notification: Notification) -> bytes:
         WireError: it cannot be sent; counts and lengths in it must be right.
     """
     kind = type(notification)
-    if kind not in _ENCODERS:
+    known = _ENCODERS[kind]
+    if known is None:
         raise WireError(f"{kind.__name__} is no notification")
-    code, encode = _ENCODERS[kind]
+    code, encode = known
     body, _ = encode(notification)
     return _pack_header(OUT_HEADER_SIZE + len(body), code, 0) + body
 
@@ -118,7 +128,7 @@ def decode_notification(buffer: Buffer) -> Notification:
     header = decode_out_header(buffer)
     if header.unique != 0:
         raise WireError(f"notification: unique {header.unique} marks a reply, 0 was expected")
-    decode = _DECODERS.get(header.error)
+    decode = _DECODERS[header.error]
     if decode is None:
         raise WireError(f"notification: code {header.error} is not known")
     notification: Notification = decode(buffer, len(buffer), 0)

@@ -11,8 +11,9 @@ A body is at most one fixed structure (a layout of :mod:`penstock.abi.layout`), 
   or the sum of other fields, when ``Annotated`` with their names;
 - ``Extensions``: what follows the names of a request that makes an inode.
 
-Everything is derived once, at import, into one closure per message and direction; the shapes that
-carry the load (a structure alone, a name alone, a structure and data) have closures of their own.
+From a declaration one closure per direction is derived when the message is first met; the shapes
+that carry the load (a structure alone, a name alone, a structure and data) have closures of their
+own.
 
 Invariants: a decoder raises :class:`WireError` and nothing else, whatever the bytes; it copies
 names and never data; it reads nothing outside ``buffer[start:size]``. What it accepts, the encoder
@@ -23,16 +24,26 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Annotated, Any, Final, NamedTuple, TypeAlias, get_args, get_origin
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias, TypeVar, get_args, get_origin
 
 from penstock.abi.fuse.opcodes import NAME_MAX
 from penstock.abi.layout import is_layout, pack, size_of, struct_of, unpack
 from penstock.wire.errors import WireError
 from penstock.wire.extensions import Extensions, decode_extensions, encode_extensions
 
-__all__ = ["Buffer", "Decoder", "Encoder", "Name", "Payload", "String", "decoder", "encoder"]
+__all__ = [
+    "Buffer",
+    "Decoder",
+    "Encoder",
+    "Name",
+    "Payload",
+    "String",
+    "Table",
+    "decoder",
+    "encoder",
+]
 
-Buffer: TypeAlias = "bytes | bytearray | memoryview"
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 Name = Annotated[bytes, "name"]
 """A name in a directory: not empty, no "/", at most 4095 bytes. "." and ".." are names."""
@@ -41,10 +52,13 @@ String = Annotated[bytes, "string"]
 Payload = Annotated[bytes | memoryview, "data"]
 """Data; decoded, it is a view into the message."""
 
-Decoder: TypeAlias = "Callable[[Buffer, int, int], Any]"
+Decoder: TypeAlias = Callable[[Buffer, int, int], Any]
 """``(buffer, size of the message, total_extlen) -> body``."""
-Encoder: TypeAlias = "Callable[[Any], tuple[bytes, int]]"
+Encoder: TypeAlias = Callable[[Any], tuple[bytes, int]]
 """``body -> (its bytes, total_extlen)``."""
+
+_Key = TypeVar("_Key")
+_Codec = TypeVar("_Codec")
 
 _new: Final = tuple.__new__
 
@@ -255,7 +269,7 @@ def encoder(cls: Any, title: str) -> Encoder:
                 if counters:
                     _check_count(title, value[0], counters, len(part))
                 if kind == "arg":
-                    parts.append(_packed(item, part))
+                    parts.append(pack(part))
                 elif kind in {"name", "string"}:
                     parts.append(_terminated(part, title, name=kind == "name"))
                 elif kind == "extensions":
@@ -271,21 +285,35 @@ def encoder(cls: Any, title: str) -> Encoder:
     return encode
 
 
-def _packed(cls: Any, value: tuple[Any, ...]) -> bytes:
-    """``pack``, also for a plain tuple or a subclass in the place of a layout."""
-    return pack(value if type(value) is cls else _new(cls, value))
-
-
 def _joined(item: Any, values: tuple[Any, ...]) -> bytes:
     if isinstance(item, str):
         return struct.pack(f"<{len(values)}{item}", *values)
-    return b"".join(_packed(item, value) for value in values)
+    return b"".join(map(pack, values))
 
 
 def _terminated(value: bytes, title: str, *, name: bool) -> bytes:
     if len(value) > NAME_MAX or 0 in value or (name and (not value or b"/" in value)):
         raise _bad_name(title, value)
     return value + b"\0"
+
+
+class Table(dict[_Key, _Codec]):
+    """Codecs by operation or class, made when first asked for; None for an unknown key.
+
+    Args:
+        make: derives the codec of a key, or returns None.
+    """
+
+    def __init__(self, make: Callable[[_Key], _Codec]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: _Key) -> _Codec:
+        codec = self._make(key)
+        # Unknown keys come from outside; remembering them would let the table grow.
+        if codec is not None:
+            self[key] = codec
+        return codec
 
 
 def _wrong_size(title: str, size: int, expected: str) -> WireError:
