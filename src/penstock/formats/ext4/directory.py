@@ -31,7 +31,15 @@ from penstock.formats.ext4.mapping import walk
 from penstock.formats.ext4.volume import Volume
 from penstock.formats.layout import struct_of
 
-__all__ = ["DirRecord", "decode_entries", "find_linear", "read_directory", "verified_names"]
+__all__ = [
+    "FEW_BLOCKS",
+    "DirRecord",
+    "decode_entries",
+    "find_linear",
+    "read_directory",
+    "verified_names",
+    "verify_tree_node",
+]
 
 _INDEX: Final = int(InodeFlag.INDEX)
 _RUN_SIZE: Final = 65536

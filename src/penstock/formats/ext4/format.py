@@ -29,7 +29,7 @@ N_BLOCKS_BYTES: Final = 60
 """Bytes of ``i_block``: a block map, the root of an extent tree, inline data, or a symlink."""
 NAME_MAX: Final = 255
 CHECKSUM_CRC32C: Final = 1
-DIR_HASH_MASK: Final = 0x0FFF_FFFF
+DX_BLOCK_MASK: Final = 0x0FFF_FFFF
 
 
 class Compat(enum.IntFlag):

@@ -22,9 +22,10 @@ from typing import Final
 
 from penstock.formats.errors import BadChecksum, CorruptImage, UnsupportedFeature
 from penstock.formats.ext4 import format as fmt
-from penstock.formats.ext4.directory import DirRecord, find_linear, read_directory
+from penstock.formats.ext4.directory import FEW_BLOCKS, DirRecord, find_linear, read_directory
 from penstock.formats.ext4.format import Compat, Incompat, InodeFlag, MmpBlock, State
 from penstock.formats.ext4.groups import GroupTable
+from penstock.formats.ext4.htree import BrokenIndex, find_indexed
 from penstock.formats.ext4.inline import find_inline, read_inline, read_inline_directory
 from penstock.formats.ext4.inode import Inode, InodeTable
 from penstock.formats.ext4.journal import ReplayResult, replay
@@ -41,6 +42,7 @@ __all__ = ["EncryptedContent", "Ext4Reader"]
 
 _ATTEMPTS: Final = 3
 _ENCRYPT: Final = int(InodeFlag.ENCRYPT)
+_INDEX: Final = int(InodeFlag.INDEX)
 _INLINE_DATA: Final = int(InodeFlag.INLINE_DATA)
 
 
@@ -141,6 +143,11 @@ class Ext4Reader:
         self._check_directory(directory)
         if directory.flags & _INLINE_DATA:
             return find_inline(self._volume, self._inodes, directory, name)
+        if directory.flags & _INDEX and directory.size > FEW_BLOCKS * self.block_size:
+            try:
+                return find_indexed(self._volume, directory, name)
+            except BrokenIndex:
+                pass
         return find_linear(self._volume, directory, name)
 
     def readdir(self, directory: Inode, cookie: int = 0) -> Iterator[DirRecord]:
