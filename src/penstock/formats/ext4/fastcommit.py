@@ -41,7 +41,7 @@ _ALL_ONES: Final = 0xFFFF_FFFF
 _NAME_MAX: Final = 255
 _MIN_INODE: Final = 128
 _MAX_UNWRITTEN: Final = 0x8000
-_MAX_OPERATIONS: Final = 1 << 18
+_MAX_OPERATIONS: Final = 1 << 17
 _MAX_RAW_BYTES: Final = 32 << 20
 """Bounds of what is kept in memory: several times what the kernel's default area can hold."""
 

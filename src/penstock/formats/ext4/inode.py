@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import stat
 import struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from penstock.formats.crc import crc32c
 from penstock.formats.errors import BadChecksum, CorruptImage
@@ -21,6 +21,9 @@ from penstock.formats.ext4.format import Incompat, InodeFlag, RawInode, RoCompat
 from penstock.formats.ext4.groups import GroupTable
 from penstock.formats.ext4.volume import Cache, Volume
 from penstock.formats.layout import offset_of, size_of, struct_of
+
+if TYPE_CHECKING:
+    from penstock.formats.ext4.overlay import Overlay
 
 __all__ = ["DeletedInode", "Inode", "InodeTable"]
 
@@ -130,6 +133,7 @@ class InodeTable:
         self._volume = volume
         self._groups = groups
         self._runs: Cache[int, bytes] = Cache(cache_size)
+        self._overlay: Overlay | None = None
         self._count = sb.inodes_count
         self._size = sb.inode_size
         self._max_extra = sb.inode_size - fmt.GOOD_OLD_INODE_SIZE
@@ -173,7 +177,15 @@ class InodeTable:
         count = min(self._per_group - first, 1 << self._run_shift)
         block_size = self._volume.block_size
         block = self._groups.inode_table(group) + first * self._size // block_size
-        return self._volume.read_run(block, -(-count * self._size // block_size))
+        run = self._volume.read_run(block, -(-count * self._size // block_size))
+        if self._overlay is not None:
+            return self._overlay.patch(group * self._per_group + first + 1, run)
+        return run
+
+    def set_overlay(self, overlay: Overlay) -> None:
+        """From now on see the inodes as fast commits left them."""
+        self._overlay = overlay
+        self._runs.clear()
 
     def inode(self, ino: int) -> Inode:
         """Any inode, special ones too, decoded and verified.

@@ -36,18 +36,16 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
-from uuid import UUID
 
-from penstock.formats.errors import BadChecksum, CorruptImage, UnsupportedFeature
+from penstock.formats.errors import BadChecksum, CorruptImage
 from penstock.formats.ext4 import jbd2
 from penstock.formats.ext4.fastcommit import FastCommit, read_fast_commit
-from penstock.formats.ext4.format import Compat
 from penstock.formats.ext4.jbd2 import CommitBlock, Incompat, TagFlag
 from penstock.formats.ext4.replaymap import MapBuilder, ReplayMap
 from penstock.formats.ext4.superblock import Superblock
 from penstock.formats.layout import unpack
 
-__all__ = ["JournalBlocks", "ReplayMap", "ReplayResult", "check_journal_place", "replay"]
+__all__ = ["JournalBlocks", "ReplayMap", "ReplayResult", "replay"]
 
 _MAX_REVOKES: Final = 1 << 26
 """Revoke records read from one log: no kernel frees so many metadata blocks in one round of it
@@ -90,23 +88,6 @@ class ReplayResult(NamedTuple):
     """One line each, for a log."""
 
 
-def check_journal_place(superblock: Superblock) -> None:
-    """Refuse an image that needs recovery from a journal that is not inside it.
-
-    Raises:
-        UnsupportedFeature: the journal is on another device.
-        CorruptImage: there is no journal, though the image says that it needs it.
-    """
-    if not superblock.needs_recovery or superblock.journal_inum:
-        return
-    if not superblock.compat & Compat.HAS_JOURNAL:
-        raise CorruptImage("superblock: the filesystem needs recovery but has no journal")
-    uuid = UUID(bytes=superblock.raw.journal_uuid)
-    raise UnsupportedFeature(
-        f"the filesystem needs recovery from an external journal (UUID {uuid})"
-    )
-
-
 def replay(superblock: Superblock, journal: JournalBlocks, fs_blocks: int) -> ReplayResult:
     """Read the journal of an image.
 
@@ -122,7 +103,6 @@ def replay(superblock: Superblock, journal: JournalBlocks, fs_blocks: int) -> Re
         UnsupportedFeature: it needs something that this reader does not have.
         OSError: of the source.
     """
-    check_journal_place(superblock)
     if not superblock.needs_recovery:
         return ReplayResult(ReplayMap(), 0, None, ())
     log = _Log(journal, superblock.block_size, fs_blocks)

@@ -8,11 +8,12 @@ they are one. Addresses are those of the newest copy, in its place or in the jou
 from __future__ import annotations
 
 import enum
+import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from penstock.formats.ext4.extents import MAPPED, UNWRITTEN, Piece, walk_extents
-from penstock.formats.ext4.format import InodeFlag
+from penstock.formats.ext4.format import EXTENT_MAGIC, EXTENT_MAX_WRITTEN, InodeFlag
 from penstock.formats.ext4.indirect import walk_indirect
 from penstock.formats.ext4.inode import Inode
 from penstock.formats.ext4.volume import JOURNAL_MAGIC, Volume
@@ -49,6 +50,9 @@ class Extent(NamedTuple):
     """Byte address in the image; 0 unless MAPPED or ESCAPED."""
 
 
+_unpack_root: Final = struct.Struct("<HHHH4xIHHI36x").unpack
+"""Header (ExtentHeader) and first entry (ExtentLeaf) of the root of an extent tree."""
+
 _HOLE: Final = ExtentKind.HOLE
 _MAPPED: Final = ExtentKind.MAPPED
 _UNWRITTEN: Final = ExtentKind.UNWRITTEN
@@ -64,9 +68,10 @@ def walk(volume: Volume, inode: Inode, first: int, end: int) -> Iterator[Piece]:
         CorruptImage, BadChecksum: its map is bad.
         OSError: the source's.
     """
-    if inode.flags & _EXTENTS:
-        return walk_extents(volume, inode, first, end)
-    return walk_indirect(volume, inode, first, end)
+    walk_map = walk_extents if inode.flags & _EXTENTS else walk_indirect
+    pieces = walk_map(volume, inode, first, end)
+    changes = volume.ranges.get(inode.ino)
+    return pieces if changes is None else changes.merge(pieces, first, end)
 
 
 def find_block(volume: Volume, inode: Inode, logical: int) -> int:
@@ -87,15 +92,46 @@ def file_extents(volume: Volume, inode: Inode, start: int, end: int) -> Iterator
         OSError: the source's.
     """
     if inode.flags & _INLINE_DATA:
-        if start < inode.size and start < end:
-            yield Extent(start, min(end, inode.size) - start, ExtentKind.INLINE, 0)
-            start = min(end, inode.size)
-        if start < end:
-            yield Extent(start, end - start, _HOLE, 0)
-        return
+        return _inline(inode, start, end)
+    whole = _one_extent(volume, inode, start, end)
+    if whole is not None:
+        return iter((whole,))
+    return _merge(_ranges(volume, inode, start, end))
+
+
+def _inline(inode: Inode, start: int, end: int) -> Iterator[Extent]:
+    stop = min(end, inode.size)
+    if start < stop:
+        yield Extent(start, stop - start, ExtentKind.INLINE, 0)
+        start = stop
+    if start < end:
+        yield Extent(start, end - start, _HOLE, 0)
+
+
+def _one_extent(volume: Volume, inode: Inode, start: int, end: int) -> Extent | None:
+    """The range, if the file is one extent that holds it: most files are, and this is quick."""
+    if volume.map is not None or not inode.flags & _EXTENTS or start >= end:
+        return None
+    magic, entries, _, depth, logical, length, high, low = _unpack_root(inode.block)
+    if (
+        magic != EXTENT_MAGIC
+        or entries != 1
+        or depth
+        or logical
+        or length > EXTENT_MAX_WRITTEN
+        or end > length * volume.block_size
+    ):
+        return None
+    physical = low | high << 32
+    volume.check_range(physical, length, f"inode {inode.ino}: extent root")
+    return Extent(start, end - start, _MAPPED, physical * volume.block_size + start)
+
+
+def _merge(ranges: Iterator[Extent]) -> Iterator[Extent]:
+    """Put neighbours that continue each other together."""
     last: Extent | None = None
     merged = 0
-    for extent in _ranges(volume, inode, start, end):
+    for extent in ranges:
         if last is not None:
             if (
                 merged < _MERGE_LIMIT

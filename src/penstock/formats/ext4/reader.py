@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Final
 
 from penstock.formats.errors import BadChecksum, CorruptImage, UnsupportedFeature
@@ -31,6 +32,7 @@ from penstock.formats.ext4.inode import Inode, InodeTable
 from penstock.formats.ext4.journal import ReplayResult, replay
 from penstock.formats.ext4.journalfile import open_journal
 from penstock.formats.ext4.mapping import Extent, ExtentKind, file_extents
+from penstock.formats.ext4.overlay import DirectoryChanges, Overlay
 from penstock.formats.ext4.statfs import FsCounts, count_space
 from penstock.formats.ext4.superblock import Superblock, parse_superblock
 from penstock.formats.ext4.volume import JOURNAL_MAGIC, Volume
@@ -42,6 +44,7 @@ __all__ = ["EncryptedContent", "Ext4Reader"]
 
 _ATTEMPTS: Final = 3
 _ENCRYPT: Final = int(InodeFlag.ENCRYPT)
+_EA_INODE: Final = int(InodeFlag.EA_INODE)
 _INDEX: Final = int(InodeFlag.INDEX)
 _INLINE_DATA: Final = int(InodeFlag.INLINE_DATA)
 
@@ -83,6 +86,8 @@ class Ext4Reader:
         self._volume = Volume(source, self.superblock, verify=verify, cache_size=cache_size // 2)
         self._groups = GroupTable(self._volume)
         self._inodes = InodeTable(self._volume, self._groups, cache_size // 2)
+        self._directories: Mapping[int, DirectoryChanges] = {}
+        """By inode, what fast commits changed of the names in a directory."""
         if self.superblock.needs_recovery:
             if replay:
                 self._replay(verify=verify, cache_size=cache_size)
@@ -110,6 +115,12 @@ class Ext4Reader:
         volume.set_superblock(self.superblock)
         self._groups = GroupTable(volume)
         self._inodes = InodeTable(volume, self._groups, cache_size // 2)
+        if self.journal.fast_commit is not None:
+            overlay = Overlay(self.journal.fast_commit, self.superblock, self._inodes.raw)
+            self._inodes.set_overlay(overlay)
+            self._directories = overlay.directories
+            volume.ranges = overlay.ranges
+            volume.parsed.clear()
 
     def read_block(self, block: int) -> bytes:
         """One block as it is after replay.
@@ -128,7 +139,7 @@ class Ext4Reader:
         if ino < self.superblock.first_ino and ino != fmt.ROOT_INO:
             raise CorruptImage(f"inode {ino} is reserved, no name may lead to it")
         inode = self._inodes.inode(ino)
-        if inode.flags & InodeFlag.EA_INODE:
+        if inode.flags & _EA_INODE:
             raise CorruptImage(f"inode {ino} holds an extended attribute, no name may lead to it")
         return inode
 
@@ -141,6 +152,13 @@ class Ext4Reader:
             CorruptImage: it is bad.
         """
         self._check_directory(directory)
+        changes = self._directories.get(directory.ino)
+        if changes is not None:
+            return changes.find(name, lambda: self._find(directory, name))
+        return self._find(directory, name)
+
+    def _find(self, directory: Inode, name: bytes) -> int | None:
+        """As :meth:`lookup`, in the blocks of the directory."""
         if directory.flags & _INLINE_DATA:
             return find_inline(self._volume, self._inodes, directory, name)
         if directory.flags & _INDEX and directory.size > FEW_BLOCKS * self.block_size:
@@ -159,6 +177,17 @@ class Ext4Reader:
             CorruptImage: it is bad; after the entries before the bad place.
         """
         self._check_directory(directory)
+        changes = self._directories.get(directory.ino)
+        if changes is not None:
+            return changes.records(partial(self._entries, directory), cookie, self._type_of)
+        return self._entries(directory, cookie)
+
+    def _type_of(self, ino: int) -> int:
+        """``DT_*`` of an inode."""
+        return int.from_bytes(self._inodes.raw(ino)[:2], "little") >> 12
+
+    def _entries(self, directory: Inode, cookie: int) -> Iterator[DirRecord]:
+        """As :meth:`readdir`, in the blocks of the directory."""
         if directory.flags & _INLINE_DATA:
             return read_inline_directory(self._volume, self._inodes, directory, cookie)
         return read_directory(self._volume, directory, cookie)
@@ -231,7 +260,7 @@ class Ext4Reader:
 
     def _is_fast_symlink(self, inode: Inode) -> bool:
         """Whether the target is in the inode: short, and no block is in use but for xattrs."""
-        if inode.size >= fmt.N_BLOCKS_BYTES or inode.flags & InodeFlag.INLINE_DATA:
+        if inode.size >= fmt.N_BLOCKS_BYTES or inode.flags & _INLINE_DATA:
             return False
         attributes = self._xattr_space if inode.file_acl else 0
         return inode.blocks512 <= attributes

@@ -11,14 +11,17 @@ single dictionary operations, so threads share it without a lock; at worst a blo
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Final, Generic, TypeVar
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from penstock.formats.errors import CorruptImage
 from penstock.formats.ext4.format import Incompat
 from penstock.formats.ext4.journal import ReplayMap
 from penstock.formats.ext4.superblock import Superblock
 from penstock.formats.source import BlockSource
+
+if TYPE_CHECKING:
+    from penstock.formats.ext4.overlay import RangeChanges
 
 __all__ = ["JOURNAL_MAGIC", "Cache", "Volume"]
 
@@ -83,6 +86,8 @@ class Volume:
     ) -> None:
         self.source = source
         self.map: ReplayMap | None = None
+        self.ranges: Mapping[int, RangeChanges] = {}
+        """By inode, what fast commits changed of the map of a file."""
         self.verify_checksums = verify
         self._cache: Cache[int, bytes] = Cache(cache_size // 2)
         self.parsed: Cache[tuple[int, int], object] = Cache(cache_size // 2)
