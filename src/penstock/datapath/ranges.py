@@ -11,7 +11,10 @@ from penstock.session import ZEROS, FileRange
 
 __all__ = ["file_ranges"]
 
-_ZERO_TYPES = frozenset({MappingType.HOLE, MappingType.DELALLOC, MappingType.UNWRITTEN})
+_HOLE = int(MappingType.HOLE)
+_DELALLOC = int(MappingType.DELALLOC)
+_MAPPED = int(MappingType.MAPPED)
+_UNWRITTEN = int(MappingType.UNWRITTEN)
 
 
 def file_ranges(data: Mapped, offset: int, devices: Sequence[int]) -> tuple[FileRange, ...]:
@@ -37,10 +40,10 @@ def file_ranges(data: Mapped, offset: int, devices: Sequence[int]) -> tuple[File
         if skip < 0:
             raise FsError(errno.EIO, f"no mapping covers byte {position} of the file")
         count = min(length - skip, end - position)
-        if kind in _ZERO_TYPES:
-            _append(ranges, ZEROS, 0, count)
-        elif kind == MappingType.MAPPED and 0 < device <= len(devices):
+        if kind == _MAPPED and 0 < device <= len(devices):
             _append(ranges, devices[device - 1], addr + skip, count)
+        elif kind in (_HOLE, _UNWRITTEN, _DELALLOC):
+            _append(ranges, ZEROS, 0, count)
         else:
             raise FsError(errno.EIO, f"a mapping of type {kind} on device {device} cannot be read")
         position += count

@@ -33,10 +33,8 @@ from penstock.fs import (
     Context,
     FsError,
     Mapped,
-    NodeId,
     Operations,
     Pending,
-    Unique,
 )
 from penstock.session.handlers import ENTRY_OPCODES, ROWS, Row
 from penstock.session.lookups import LookupCounts
@@ -59,6 +57,9 @@ _log = logging.getLogger(__name__)
 
 _OUT_HEADER: Final = struct_of(OutHeader).pack
 _OUT_HEADER_SIZE: Final = 16
+_READ: Final = int(Opcode.READ)
+_READDIRPLUS: Final = int(Opcode.READDIRPLUS)
+_new: Final = tuple.__new__
 _NO_REPLY: Final = frozenset(
     {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}
 )
@@ -92,7 +93,7 @@ class Session:
         self._datapaths = datapaths
         self._limits = limits
         self._rows: dict[int, Row] = {
-            opcode: row
+            int(opcode): row
             for opcode, row in ROWS.items()
             if opcode == Opcode.STATFS or _overridden(operations, row.method)
         }
@@ -124,21 +125,16 @@ class Session:
             header, request = decode_request(message, self._features)
         except WireError as error:
             return self._undecodable(message, error)
-        row = self._rows.get(header.opcode)
+        _, opcode, unique, nodeid, uid, gid, pid, _, _ = header
+        row = self._rows.get(opcode)
         if row is None:
             return self._without_row(header, request, started)
-        unique = header.unique
         self._active[unique] = None
-        entries = self._lookups is not None and header.opcode in ENTRY_OPCODES
-        if entries:
-            self._lookups.enter()  # type: ignore[union-attr]
+        if self._lookups is not None and opcode in ENTRY_OPCODES:
+            self._lookups.enter()
         try:
-            answer = row.call(
-                self._operations,
-                Context(Unique(unique), header.uid, header.gid, header.pid),
-                NodeId(header.nodeid),
-                request,
-            )
+            context = _new(Context, (unique, uid, gid, pid))
+            answer = row.call(self._operations, context, nodeid, request)
         except Exception as error:  # noqa: BLE001 - whatever it is becomes an errno
             return self._finish(header, request, row, started, None, error)
         if type(answer) is Pending:
@@ -209,43 +205,34 @@ class Session:
         answer: Any,
         error: BaseException | None,
     ) -> Reply:
-        unique = header.unique
-        entries = self._lookups is not None and header.opcode in ENTRY_OPCODES
-        nodes: tuple[int, ...] = ()
-        try:
-            if error is not None:
-                raise error
-            reply, nodes = self._encode(header, request, row, answer)
-        except Exception as error:  # noqa: BLE001 - whatever it is becomes an errno
+        if error is None:
+            try:
+                reply = self._encode(header, request, row, answer)
+            except Exception as raised:  # noqa: BLE001 - whatever it is becomes an errno
+                error = raised
+        if error is not None:
             code = self._errno(error, header, request)
-            reply = Reply(unique, encode_error(unique, code))
-            failed = True
-        else:
-            failed = False
-        if entries:
-            self._lookups.leave(nodes)  # type: ignore[union-attr]
-        self._active.pop(unique, None)
-        self._counts.add(header.opcode, time.perf_counter_ns() - started, error=failed)
+            reply = Reply(header.unique, encode_error(header.unique, code))
+        if self._lookups is not None and header.opcode in ENTRY_OPCODES:
+            self._lookups.leave(reply.nodes)
+        self._active.pop(header.unique, None)
+        self._counts.add(header.opcode, time.perf_counter_ns() - started, error=error is not None)
         return reply
 
-    def _encode(
-        self, header: InHeader, request: Any, row: Row, answer: Any
-    ) -> tuple[Reply, tuple[int, ...]]:
-        unique = header.unique
+    def _encode(self, header: InHeader, request: Any, row: Row, answer: Any) -> Reply:
         opcode = header.opcode
-        if opcode == Opcode.READ:
-            return self._read_reply(unique, request, answer), ()
-        body = row.encode(answer, request)
+        unique = header.unique
+        if opcode == _READ:
+            return self._read_reply(unique, request, answer)
         nodes: tuple[int, ...] = ()
-        if opcode == Opcode.READDIRPLUS:
-            body, listed = body
-            if self._lookups is not None:
-                nodes = tuple(listed)
-        elif self._lookups is not None and opcode in ENTRY_OPCODES:
+        body = row.encode(answer, request)
+        if opcode == _READDIRPLUS:
+            body, nodes = body
+        elif opcode in ENTRY_OPCODES:
             entry = answer if opcode not in _CREATES else answer[0]
             nodes = (entry.nodeid,) if entry.nodeid else ()
         head = _OUT_HEADER(_OUT_HEADER_SIZE + len(body), 0, unique) + body
-        return Reply(unique, head, b"", nodes), nodes
+        return Reply(unique, head, b"", nodes)
 
     def _read_reply(self, unique: int, request: Any, answer: Any) -> Reply:
         asked = request.arg

@@ -78,11 +78,13 @@ _XFLAGS: Final = {
     InodeFlag.PROJINHERIT: 0x200,
 }
 
+_MAPPED: Final = MappingType.MAPPED
 _TYPES: Final = {
     ExtentKind.HOLE: MappingType.HOLE,
     ExtentKind.UNWRITTEN: MappingType.UNWRITTEN,
-    ExtentKind.MAPPED: MappingType.MAPPED,
+    ExtentKind.MAPPED: _MAPPED,
 }
+_new: Final = tuple.__new__
 
 
 class Ext4Server(Operations):
@@ -116,7 +118,7 @@ class Ext4Server(Operations):
         self._offset = source.offset
         self._uid = options.uid
         self._gid = options.gid
-        self._first_ino = reader.superblock.first_ino
+        self._block_size = reader.block_size
         self._files: dict[int, tuple[Inode, tuple[Mapping, ...] | None]] = {}
 
     @property
@@ -130,43 +132,28 @@ class Ext4Server(Operations):
     # Inodes
 
     def _inode(self, nodeid: int) -> Inode:
-        ino = _ROOT_INO if nodeid == ROOT else nodeid
-        if ino < self._first_ino and ino != _ROOT_INO:
-            raise FsError(errno.ESTALE, f"inode {ino} is reserved, no file")
-        return self._reader.inode(ino)
+        return self._reader.inode(_ROOT_INO if nodeid == ROOT else nodeid)
 
     def _attributes(self, inode: Inode) -> Attributes:
-        return Attributes(
-            inode.ino,
-            inode.size,
-            inode.blocks512,
-            inode.atime,
-            inode.mtime,
-            inode.ctime,
-            inode.atimensec,
-            inode.mtimensec,
-            inode.ctimensec,
-            inode.mode,
-            inode.links,
-            inode.uid if self._uid is None else self._uid,
-            inode.gid if self._gid is None else self._gid,
-            inode.rdev,
-            self._reader.block_size,
-            0,
-        )
+        return _new(
+            Attributes,
+            (
+                inode.ino, inode.size, inode.blocks512,
+                inode.atime, inode.mtime, inode.ctime,
+                inode.atimensec, inode.mtimensec, inode.ctimensec,
+                inode.mode, inode.links,
+                inode.uid if self._uid is None else self._uid,
+                inode.gid if self._gid is None else self._gid,
+                inode.rdev, self._block_size, 0,
+            ),
+        )  # fmt: skip
 
     def _entry(self, ino: int) -> Entry:
-        if ino < self._first_ino and ino != _ROOT_INO:
-            raise FsError(errno.EUCLEAN, f"a directory names the reserved inode {ino}")
         inode = self._reader.inode(ino)
-        return Entry(
-            ROOT if ino == _ROOT_INO else ino,
-            inode.generation,
-            _ENDLESS,
-            _ENDLESS,
-            0,
-            0,
-            self._attributes(inode),
+        nodeid = ROOT if ino == _ROOT_INO else ino
+        attributes = self._attributes(inode)
+        return _new(
+            Entry, (nodeid, inode.generation, _ENDLESS, _ENDLESS, 0, 0, attributes)
         )
 
     # Names
@@ -201,7 +188,7 @@ class Ext4Server(Operations):
                     entry = entry_of(ino)
                 except (OSError, ValueError):
                     entry = None  # listed without attributes; looking it up says what is wrong
-            yield DirEntry(name, ino, cookie, kind), entry
+            yield _new(DirEntry, (name, ino, cookie, kind)), entry
 
     # Attributes
 
@@ -229,11 +216,12 @@ class Ext4Server(Operations):
         counts = self._reader.statfs()
         return StatFs.make(
             blocks=counts.blocks,
-            bfree=counts.bfree,
-            bavail=counts.bavail,
+            bfree=counts.free,
+            bavail=counts.available,
             files=counts.files,
-            ffree=counts.ffree,
-            bsize=self._reader.block_size,
+            ffree=counts.free_files,
+            bsize=counts.block_size,
+            namelen=counts.name_max,
         )
 
     def ioctl(
@@ -314,15 +302,15 @@ class Ext4Server(Operations):
     def _mappings(self, extents: Sequence[Extent]) -> tuple[Mapping, ...] | None:
         """The extents as mappings of device 1; None if some bytes lie there in another form."""
         mappings = []
-        for extent in extents:
-            kind = _TYPES.get(extent.kind)
-            if kind is None:
-                return None
-            if kind is MappingType.MAPPED:
-                address = extent.address + self._offset
-                mappings.append(Mapping(extent.offset, extent.length, kind, address, 1))
+        for offset, length, form, address in extents:
+            kind = _TYPES.get(form)
+            if kind is _MAPPED:
+                where = address + self._offset
+                mappings.append(_new(Mapping, (offset, length, _MAPPED, where, 1, 0)))
+            elif kind is not None:
+                mappings.append(Mapping(offset, length, kind))
             else:
-                mappings.append(Mapping(extent.offset, extent.length, kind))
+                return None
         return tuple(mappings)
 
     def lseek(
