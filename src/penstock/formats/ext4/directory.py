@@ -219,8 +219,10 @@ def read_directory(volume: Volume, inode: Inode, cookie: int) -> Iterator[DirRec
                 raise CorruptImage(f"{what}: {empty} blocks without an entry before it")
 
 
-def verified_names(volume: Volume, inode: Inode, logical: int, physical: int) -> dict[bytes, int]:
-    """The names in one block of a directory, with their inodes; kept decoded.
+def verified_names(
+    volume: Volume, inode: Inode, logical: int, physical: int, *, keep: bool = True
+) -> dict[bytes, int]:
+    """The names in one block of a directory, with their inodes; kept decoded if ``keep``.
 
     Raises:
         CorruptImage, BadChecksum: the block is bad.
@@ -236,6 +238,24 @@ def verified_names(volume: Volume, inode: Inode, logical: int, physical: int) ->
         # Where a name is there twice, the first entry counts, as it does for the kernel.
         entries = reversed(decode_entries(volume, what, data, 0, 0))
         names = {record.name: record.ino for record in entries}
+        if keep:
+            volume.parsed.put(key, names, 300 + 160 * len(names))
+    return names
+
+
+def _small_directory(volume: Volume, inode: Inode, end: int) -> dict[bytes, int]:
+    """All names of a directory of ``end`` blocks, few; kept decoded."""
+    key = (inode.ino, 0)
+    names = volume.parsed.get(key)
+    if not isinstance(names, dict):
+        names = {}
+        for piece in walk(volume, inode, 0, end):
+            if piece.state == MAPPED:
+                for step in range(min(piece.length, end - piece.logical)):
+                    block = verified_names(
+                        volume, inode, piece.logical + step, piece.physical + step, keep=False
+                    )
+                    names = {**block, **names}
         volume.parsed.put(key, names, 300 + 160 * len(names))
     return names
 
@@ -249,15 +269,10 @@ def find_linear(volume: Volume, inode: Inode, name: bytes) -> int | None:
     """
     end = -(-inode.size // volume.block_size)
     if end <= FEW_BLOCKS:
-        for piece in walk(volume, inode, 0, end):
-            if piece.state == MAPPED:
-                for step in range(min(piece.length, end - piece.logical)):
-                    names = verified_names(
-                        volume, inode, piece.logical + step, piece.physical + step
-                    )
-                    if name in names:
-                        return names[name]
-        return None
+        try:
+            return _small_directory(volume, inode, end).get(name)
+        except CorruptImage:
+            pass  # the name may be in a block before the bad one
     for scanned, (logical, data) in enumerate(_blocks(volume, inode, 0)):
         if scanned > MAX_SCAN:
             raise CorruptImage(f"directory inode {inode.ino}: has more than {MAX_SCAN} blocks")
