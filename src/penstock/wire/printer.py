@@ -23,9 +23,10 @@ from itertools import islice
 from typing import Any, Final
 
 from penstock.abi.fuse import flags as f
+from penstock.abi.fuse.connection import InitIn, InitOut
 from penstock.abi.fuse.notify import InvalEntryFlag, NotifyCode
 from penstock.abi.fuse.opcodes import Opcode
-from penstock.abi.fuse.structs import InHeader, InitIn, InitOut, OutHeader, SetattrIn, SxTime
+from penstock.abi.fuse.structs import InHeader, OutHeader, SetattrIn, SxTime
 from penstock.wire.dirents import decode_direntplus, decode_dirents
 from penstock.wire.errors import WireError
 from penstock.wire.notify import NOTIFICATIONS, Notification
@@ -37,13 +38,13 @@ __all__ = ["format_notification", "format_reply", "format_request", "quote"]
 _MAX_NAME: Final = 256
 """Bytes shown of a name."""
 _MAX_DATA: Final = 32
-"""Bytes shown of data."""
+"""Bytes shown of data, and of each name in a list."""
 _MAX_ITEMS: Final = 16
 """Records shown of a list."""
 
 _PADDING: Final = ("padding", "unused", "dummy", "reserved", "spare", "flags2")
 _SHOWN_ZEROS: Final = frozenset(
-    {"fh", "offset", "size", "mode", "nodeid", "generation", "result", "error", "start", "mask"}
+    {"fh", "offset", "size", "mode", "nodeid", "generation", "result", "start", "mask"}
 )
 _SHORT_NAMES: Final = {"nodeid": "node", "generation": "gen"}
 _ACCESS_MODES: Final = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
@@ -257,9 +258,10 @@ def _listed(items: Iterable[str]) -> str:
 
 
 def _extensions(ext: Any) -> str:
-    shown = [f"{name.decode('utf-8', 'replace')!r}={quote(value)}" for name, value in ext.security]
-    groups = ",".join(map(str, ext.groups[:_MAX_ITEMS]))
-    return " ".join([*shown[:_MAX_ITEMS], f"groups={groups}"] if groups else shown[:_MAX_ITEMS])
+    security = (f"{quote(name)}={quote(value, _MAX_DATA)}" for name, value in ext.security)
+    shown = [f"security={_listed(security)}"] if ext.security else []
+    shown += [f"groups={_listed(map(str, ext.groups))}"] if ext.groups else []
+    return " ".join(shown)
 
 
 def _opcode_name(opcode: int) -> str:
@@ -308,11 +310,14 @@ def _answer(opcode: int, reply: Reply) -> str:
         return _body(reply)
     data = reply.data
     if opcode == Opcode.READDIR:
-        return _names(data, (quote(record.name) for record in decode_dirents(data)))
+        return _names(data, (quote(record.name, _MAX_DATA) for record in decode_dirents(data)))
     if opcode == Opcode.READDIRPLUS:
         return _names(
             data,
-            (f"{quote(r.dirent.name)}:{r.entry.nodeid}" for r in decode_direntplus(data)),
+            (
+                f"{quote(r.dirent.name, _MAX_DATA)}:{r.entry.nodeid}"
+                for r in decode_direntplus(data)
+            ),
         )
     return f"{len(data)} {quote(data, _MAX_DATA)}"
 

@@ -9,15 +9,14 @@ Annotations are evaluated at import, see :mod:`penstock.abi.fuse.structs`.
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
+from penstock.abi.fuse.connection import CuseInitOut, InitOut
 from penstock.abi.fuse.opcodes import Opcode
 from penstock.abi.fuse.structs import (
     AttrOut,
     BmapOut,
     CopyFileRangeOut,
-    CuseInitOut,
     EntryOut,
     GetxattrOut,
-    InitOut,
     IoctlIovec,
     IoctlOut,
     Kstatfs,

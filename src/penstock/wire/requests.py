@@ -11,6 +11,7 @@ Annotations are evaluated at import, see :mod:`penstock.abi.fuse.structs`.
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
+from penstock.abi.fuse.connection import CuseInitIn, InitIn, InterruptIn
 from penstock.abi.fuse.notify import NotifyRetrieveIn
 from penstock.abi.fuse.opcodes import Opcode
 from penstock.abi.fuse.structs import (
@@ -19,7 +20,6 @@ from penstock.abi.fuse.structs import (
     BmapIn,
     CopyFileRangeIn,
     CreateIn,
-    CuseInitIn,
     FallocateIn,
     FlushIn,
     ForgetIn,
@@ -27,8 +27,6 @@ from penstock.abi.fuse.structs import (
     FsyncIn,
     GetattrIn,
     GetxattrIn,
-    InitIn,
-    InterruptIn,
     IoctlIn,
     LinkIn,
     LkIn,

@@ -3,6 +3,7 @@
 
 - :mod:`~penstock.abi.fuse.opcodes`: operations, and the limits of the protocol;
 - :mod:`~penstock.abi.fuse.structs`: structures of requests and replies;
+- :mod:`~penstock.abi.fuse.connection`: those of INIT, CUSE_INIT and INTERRUPT;
 - :mod:`~penstock.abi.fuse.flags`: flags in them;
 - :mod:`~penstock.abi.fuse.notify`: notifications;
 - :mod:`~penstock.abi.fuse.ioctl`: calls on the descriptor, and the io_uring interface.
@@ -11,6 +12,13 @@ Names are the kernel's: ``struct fuse_read_in`` is :class:`ReadIn`, ``FOPEN_KEEP
 :attr:`FOpen.KEEP_CACHE`. Messages, made of these, are in :mod:`penstock.wire`.
 """
 
+from penstock.abi.fuse.connection import (
+    CuseInitIn,
+    CuseInitOut,
+    InitIn,
+    InitOut,
+    InterruptIn,
+)
 from penstock.abi.fuse.flags import (
     IOCTL_MAX_IOV,
     MAX_NR_SECCTX,
@@ -96,8 +104,6 @@ from penstock.abi.fuse.structs import (
     CopyFileRangeIn,
     CopyFileRangeOut,
     CreateIn,
-    CuseInitIn,
-    CuseInitOut,
     Dirent,
     EntryOut,
     ExtHeader,
@@ -111,9 +117,6 @@ from penstock.abi.fuse.structs import (
     GetxattrIn,
     GetxattrOut,
     InHeader,
-    InitIn,
-    InitOut,
-    InterruptIn,
     IoctlIn,
     IoctlIovec,
     IoctlOut,
