@@ -122,7 +122,7 @@ def _wide_length(length: int) -> int:
 
 
 def _is_tree_node(data: bytes, logical: int, inode: Inode) -> bool:
-    """Whether a block of an indexed directory, which is not a checksummed leaf, is of its tree."""
+    """Whether a block of a directory is not a leaf, but of its hash tree."""
     if not inode.flags & _INDEX:
         return False
     if logical == 0:
@@ -157,11 +157,12 @@ def verify_block(inode: Inode, logical: int, data: bytes) -> None:
     Raises:
         CorruptImage, BadChecksum: it is bad.
     """
+    # A block of the tree may still have the tail of the leaf that it once was: look at that second.
+    if _is_tree_node(data, logical, inode):
+        verify_tree_node(inode, logical, data)
+        return
     tail = len(data) - fmt.DIR_TAIL_SIZE
     if data[tail : tail + 8] != fmt.DIR_TAIL_HEAD:
-        if _is_tree_node(data, logical, inode):
-            verify_tree_node(inode, logical, data)
-            return
         raise CorruptImage(f"directory inode {inode.ino}: block {logical} has no checksum")
     value = ~crc32c(memoryview(data)[:tail], inode.seed) & 0xFFFF_FFFF
     stored = int.from_bytes(data[tail + 8 :], "little")
@@ -246,17 +247,18 @@ def verified_names(
 def _small_directory(volume: Volume, inode: Inode, end: int) -> dict[bytes, int]:
     """All names of a directory of ``end`` blocks, few; kept decoded."""
     key = (inode.ino, 0)
-    names = volume.parsed.get(key)
-    if not isinstance(names, dict):
-        names = {}
-        for piece in walk(volume, inode, 0, end):
-            if piece.state == MAPPED:
-                for step in range(min(piece.length, end - piece.logical)):
-                    block = verified_names(
-                        volume, inode, piece.logical + step, piece.physical + step, keep=False
-                    )
-                    names = {**block, **names}
-        volume.parsed.put(key, names, 300 + 160 * len(names))
+    kept = volume.parsed.get(key)
+    if isinstance(kept, dict):
+        return kept
+    names: dict[bytes, int] = {}
+    for piece in walk(volume, inode, 0, end):
+        if piece.state != MAPPED:
+            continue
+        for step in range(min(piece.length, end - piece.logical)):
+            logical, physical = piece.logical + step, piece.physical + step
+            block = verified_names(volume, inode, logical, physical, keep=False)
+            names = {**block, **names}
+    volume.parsed.put(key, names, 300 + 160 * len(names))
     return names
 
 
