@@ -197,17 +197,20 @@ def pip_install(groups: Iterable[str]) -> None:
         )
         if done.returncode == 0:
             return
-        network = any(word in done.stdout.lower() for word in NETWORK_WORDS)
-        if not network or attempt == PIP_TRIES:
+        words = done.stdout.lower()
+        untrusted = "certificate_verify_failed" in words
+        network = any(word in words for word in NETWORK_WORDS)
+        if untrusted or not network or attempt == PIP_TRIES:
             break
         say(f"the package index did not answer (try {attempt} of {PIP_TRIES}); trying again")
         time.sleep(5 * attempt)
     tail = "\n".join(done.stdout.splitlines()[-12:])
-    cause = (
-        "the package index cannot be reached; check the network or pip's index and proxy settings"
-        if network
-        else "pip could not install what penstock needs"
-    )
+    if untrusted:
+        cause = "the package index shows a certificate that is not trusted here; PIP_CERT=FILE names one"
+    elif network:
+        cause = "the package index cannot be reached; check the network and pip's index settings"
+    else:
+        cause = "pip could not install what penstock needs"
     raise SetupError(f"{cause}. pip's last words:\n{tail}")
 
 
