@@ -75,12 +75,12 @@ def test_ranges_hold_the_bytes_that_the_mappings_name(
     length = data.draw(st.integers(1, position - offset))
     ranges = file_ranges(Mapped(tuple(mappings), length), offset, [9])
     assert sum(part.length for part in ranges) == length
-    wanted = []
-    for mapping in mappings:
-        for byte in range(max(offset, mapping.offset), min(offset + length, mapping.offset + mapping.length)):
-            wanted.append(
-                mapping.addr + byte - mapping.offset if mapping.type == MAPPED else None
-            )
+    wanted = [
+        mapping.addr + byte - mapping.offset if mapping.type == MAPPED else None
+        for mapping in mappings
+        for byte in range(mapping.offset, mapping.offset + mapping.length)
+        if offset <= byte < offset + length
+    ]
     got = [
         None if part.fd == ZEROS else part.offset + index
         for part in ranges

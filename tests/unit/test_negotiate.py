@@ -28,7 +28,10 @@ def test_each_bit_is_in_exactly_one_table() -> None:
 
 
 @given(
-    st.integers(0, EVERYTHING), st.integers(0, EVERYTHING), st.integers(0, EVERYTHING), st.booleans()
+    st.integers(0, EVERYTHING),
+    st.integers(0, EVERYTHING),
+    st.integers(0, EVERYTHING),
+    st.booleans(),
 )
 def test_the_answer_is_a_subset_of_the_offer(
     offered: int, want: int, refuse: int, having: bool

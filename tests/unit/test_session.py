@@ -10,8 +10,17 @@ from typing import Any
 
 import pytest
 
-from penstock.abi.fuse import ForgetIn, InitFlag, InitIn, InterruptIn, LkIn, FileLock, Opcode, ReadIn
-from penstock.abi.fuse import GetattrIn, GetxattrIn
+from penstock.abi.fuse import (
+    FileLock,
+    ForgetIn,
+    GetattrIn,
+    GetxattrIn,
+    InitFlag,
+    InitIn,
+    InterruptIn,
+    LkIn,
+    ReadIn,
+)
 from penstock.datapath import ReadPaths
 from penstock.formats.errors import CorruptImage
 from penstock.fs import (
@@ -209,7 +218,9 @@ def test_xattr_sizes(driver: Driver) -> None:
     assert reply is not None
     assert int.from_bytes(reply[16:20], "little") == 10
     assert driver.ask(requests.Getxattr(GetxattrIn(9, 0), b"user.a"), 7) == -errno.ERANGE
-    assert bytes(driver.ask(requests.Getxattr(GetxattrIn(10, 0), b"user.a"), 7).data) == b"0123456789"
+    assert (
+        bytes(driver.ask(requests.Getxattr(GetxattrIn(10, 0), b"user.a"), 7).data) == b"0123456789"
+    )
 
 
 def test_readdir_stops_where_the_buffer_ends(driver: Driver) -> None:

@@ -39,9 +39,7 @@ def body(*ranges: FileRange, exact: bool = True) -> FileBody:
 
 def expected(ranges: tuple[FileRange, ...]) -> bytes:
     return b"".join(
-        bytes(part.length)
-        if part.fd == ZEROS
-        else CONTENT[part.offset : part.offset + part.length]
+        bytes(part.length) if part.fd == ZEROS else CONTENT[part.offset : part.offset + part.length]
         for part in ranges
     )
 

@@ -117,7 +117,7 @@ class ReadPaths:
         if self._word == "auto" and not self._splice_refused:
             used = "splice"
             reasons["copy"] = (
-                f"carries reads under {SPLICE_FROM >> 10} KiB, which need fewer system calls that way"
+                f"carries reads under {SPLICE_FROM >> 10} KiB: they need fewer system calls so"
             )
         elif self._word == "splice" and not self._splice_refused:
             used = "splice"

@@ -2,8 +2,8 @@
 """What a filesystem implements.
 
 Start with :class:`Operations` (``operations.py``): one method per operation of the protocol.
-``attributes.py`` says *what exists*, ``data.py`` *where the bytes are*, ``pending.py`` how to answer
-later, ``errors.py`` how to refuse, ``inodes.py`` has an inode table for those who need one.
+``attributes.py`` says *what exists*, ``data.py`` *where the bytes are*, ``pending.py`` how to
+answer later, ``errors.py`` how to refuse, ``inodes.py`` has an inode table for those who need one.
 
 Nothing here knows of sockets, descriptors of /dev/fuse or byte layouts of messages: that is
 :mod:`penstock.wire`, :mod:`penstock.session` and :mod:`penstock.transport`.

@@ -184,5 +184,3 @@ class StatxReply(NamedTuple):
     """STATX_ATTR_* bits that are set …"""
     attributes_mask: int = 0
     """… of these that the filesystem knows."""
-
-

@@ -267,9 +267,7 @@ class Operations:
         ``release_flags`` FLOCK_UNLOCK: drop ``lock_owner``'s flock."""
         raise _enosys()
 
-    def fsync(
-        self, ctx: Context, nodeid: NodeId, fh: FileHandle, datasync: bool
-    ) -> Answer[None]:
+    def fsync(self, ctx: Context, nodeid: NodeId, fh: FileHandle, datasync: bool) -> Answer[None]:
         """Make the file durable. ENOSYS: success, once."""
         raise _enosys()
 
@@ -369,9 +367,7 @@ class Operations:
         and ``..``, which count no lookup). ENOSYS: never negotiated."""
         raise _enosys()
 
-    def releasedir(
-        self, ctx: Context, nodeid: NodeId, fh: FileHandle, flags: int
-    ) -> Answer[None]:
+    def releasedir(self, ctx: Context, nodeid: NodeId, fh: FileHandle, flags: int) -> Answer[None]:
         """A directory was closed for good."""
         raise _enosys()
 

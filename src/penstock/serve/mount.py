@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 from penstock.abi.mount import UmountFlag
 from penstock.datapath import DataPathStatistics, ReadPaths
@@ -131,7 +132,7 @@ class Mount:
             time.monotonic() - self._started,
         )
 
-    def __enter__(self) -> Mount:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -195,9 +196,7 @@ def _max_pages(options: MountOptions) -> int:
     return _PIPE_PAGES
 
 
-def _give_up(
-    attachment: Attachment, session: Session, transport: DevFuse, mountpoint: str
-) -> None:
+def _give_up(attachment: Attachment, session: Session, transport: DevFuse, mountpoint: str) -> None:
     attachment.abandon()
     if attachment.how != "fsmount":
         with contextlib.suppress(OSError):
@@ -211,7 +210,8 @@ def _give_up(
 
 def _set_readahead(connection: int, size: int) -> None:
     """Have the kernel read ahead further than its default of 128 KiB, where we may say so."""
-    with contextlib.suppress(OSError), open(
-        f"/sys/class/bdi/0:{connection}/read_ahead_kb", "w", encoding="ascii"
-    ) as setting:
+    with (
+        contextlib.suppress(OSError),
+        open(f"/sys/class/bdi/0:{connection}/read_ahead_kb", "w", encoding="ascii") as setting,
+    ):
         setting.write(str(size >> 10))

@@ -67,7 +67,7 @@ def open_server(fd: int, type: str | None = None, options: Mapping[str, str] = {
     found = detect(source)
     if found.type not in _ALIASES:
         raise UnknownImage(_describe(found, source.size, parsed.partition))
-    return open_ext4(fd, source, parsed)
+    return open_ext4(source, parsed)
 
 
 def _window(fd: int, number: int | None) -> tuple[int, int | None]:

@@ -31,12 +31,12 @@ from penstock.abi.fuse import (
     OpenOut,
     PollOut,
     ReadFlag,
-    StatxOut,
-    WriteFlag,
-    WriteOut,
     Statx,
     StatxMask,
+    StatxOut,
     SxTime,
+    WriteFlag,
+    WriteOut,
 )
 from penstock.abi.layout import pack, struct_of
 from penstock.fs import (
@@ -322,9 +322,7 @@ ROWS: Final[Mapping[int, Row]] = {
     ),
     _O.MKNOD: Row(
         "mknod",
-        lambda o, c, n, r: o.mknod(
-            c, n, r.name, r.arg.mode, r.arg.rdev, _creation(r, r.arg.umask)
-        ),
+        lambda o, c, n, r: o.mknod(c, n, r.name, r.arg.mode, r.arg.rdev, _creation(r, r.arg.umask)),
         encode_entry,
     ),
     _O.MKDIR: Row(
@@ -349,9 +347,7 @@ ROWS: Final[Mapping[int, Row]] = {
     ),
     _O.OPEN: Row(
         "open",
-        lambda o, c, n, r: o.open(
-            c, n, r.arg.flags, bool(r.arg.open_flags & _OPEN_KILL_SUIDGID)
-        ),
+        lambda o, c, n, r: o.open(c, n, r.arg.flags, bool(r.arg.open_flags & _OPEN_KILL_SUIDGID)),
         _encode_open,
     ),
     _O.READ: Row("read", _read, _encode_bytes),
@@ -360,9 +356,7 @@ ROWS: Final[Mapping[int, Row]] = {
     _O.RELEASE: Row("release", _release, _nothing),
     _O.FSYNC: Row(
         "fsync",
-        lambda o, c, n, r: o.fsync(
-            c, n, r.arg.fh, bool(r.arg.fsync_flags & _FDATASYNC)
-        ),
+        lambda o, c, n, r: o.fsync(c, n, r.arg.fh, bool(r.arg.fsync_flags & _FDATASYNC)),
         _nothing,
     ),
     _O.SETXATTR: Row(
@@ -375,9 +369,7 @@ ROWS: Final[Mapping[int, Row]] = {
     _O.GETXATTR: Row("getxattr", lambda o, c, n, r: o.getxattr(c, n, r.name), _encode_sized),
     _O.LISTXATTR: Row("listxattr", lambda o, c, n, r: o.listxattr(c, n), _encode_names),
     _O.REMOVEXATTR: Row("removexattr", lambda o, c, n, r: o.removexattr(c, n, r.name), _nothing),
-    _O.FLUSH: Row(
-        "flush", lambda o, c, n, r: o.flush(c, n, r.arg.fh, r.arg.lock_owner), _nothing
-    ),
+    _O.FLUSH: Row("flush", lambda o, c, n, r: o.flush(c, n, r.arg.fh, r.arg.lock_owner), _nothing),
     _O.OPENDIR: Row("opendir", lambda o, c, n, r: o.opendir(c, n, r.arg.flags), _encode_open),
     _O.READDIR: Row(
         "readdir", lambda o, c, n, r: o.readdir(c, n, r.arg.fh, r.arg.offset), _encode_readdir
@@ -392,16 +384,12 @@ ROWS: Final[Mapping[int, Row]] = {
     ),
     _O.FSYNCDIR: Row(
         "fsyncdir",
-        lambda o, c, n, r: o.fsyncdir(
-            c, n, r.arg.fh, bool(r.arg.fsync_flags & _FDATASYNC)
-        ),
+        lambda o, c, n, r: o.fsyncdir(c, n, r.arg.fh, bool(r.arg.fsync_flags & _FDATASYNC)),
         _nothing,
     ),
     _O.GETLK: Row(
         "getlk",
-        lambda o, c, n, r: o.getlk(
-            c, n, r.arg.fh, r.arg.owner, Lock(*r.arg.lk), r.arg.lk_flags
-        ),
+        lambda o, c, n, r: o.getlk(c, n, r.arg.fh, r.arg.owner, Lock(*r.arg.lk), r.arg.lk_flags),
         _encode_lock,
     ),
     _O.SETLK: Row("setlk", lambda o, c, n, r: _setlk(o, c, n, r, wait=False), _nothing),
@@ -432,9 +420,7 @@ ROWS: Final[Mapping[int, Row]] = {
     ),
     _O.FALLOCATE: Row(
         "fallocate",
-        lambda o, c, n, r: o.fallocate(
-            c, n, r.arg.fh, r.arg.offset, r.arg.length, r.arg.mode
-        ),
+        lambda o, c, n, r: o.fallocate(c, n, r.arg.fh, r.arg.offset, r.arg.length, r.arg.mode),
         _nothing,
     ),
     _O.LSEEK: Row(
@@ -476,7 +462,14 @@ ROWS: Final[Mapping[int, Row]] = {
 ENTRY_OPCODES: Final = frozenset(
     int(opcode)
     for opcode in (
-        _O.LOOKUP, _O.SYMLINK, _O.MKNOD, _O.MKDIR, _O.LINK, _O.CREATE, _O.TMPFILE, _O.READDIRPLUS
+        _O.LOOKUP,
+        _O.SYMLINK,
+        _O.MKNOD,
+        _O.MKDIR,
+        _O.LINK,
+        _O.CREATE,
+        _O.TMPFILE,
+        _O.READDIRPLUS,
     )
 )
 """Opcodes whose answers raise lookup counts."""

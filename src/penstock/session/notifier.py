@@ -75,7 +75,7 @@ class Notifier:
             size: bytes, at most 1 MiB.
         """
         unique = next(self._uniques)
-        pending: Pending[bytes] = Pending(lambda: self._retrieving.pop(unique, None))
+        pending: Pending[bytes] = Pending(lambda: self._given_up(unique))
         self._retrieving[unique] = pending
         try:
             self._send(messages.retrieve(unique, nodeid, offset, min(size, _MAX_RETRIEVE)))
@@ -105,6 +105,9 @@ class Notifier:
         pending = self._retrieving.pop(unique, None)
         if pending is not None:
             pending.complete(bytes(data))
+
+    def _given_up(self, unique: int) -> None:
+        self._retrieving.pop(unique, None)
 
     def close(self) -> None:
         """End the thread, if there is one, and cancel what is waited for. Idempotent."""

@@ -33,6 +33,7 @@ from penstock.fs import (
     Context,
     FsError,
     Mapped,
+    NodeId,
     Operations,
     Pending,
 )
@@ -125,7 +126,8 @@ class Session:
             header, request = decode_request(message, self._features)
         except WireError as error:
             return self._undecodable(message, error)
-        _, opcode, unique, nodeid, uid, gid, pid, _, _ = header
+        opcode = header.opcode
+        unique = header.unique
         row = self._rows.get(opcode)
         if row is None:
             return self._without_row(header, request, started)
@@ -133,8 +135,8 @@ class Session:
         if self._lookups is not None and opcode in ENTRY_OPCODES:
             self._lookups.enter()
         try:
-            context = _new(Context, (unique, uid, gid, pid))
-            answer = row.call(self._operations, context, nodeid, request)
+            context = _new(Context, (unique, header.uid, header.gid, header.pid))
+            answer = row.call(self._operations, context, NodeId(header.nodeid), request)
         except Exception as error:  # noqa: BLE001 - whatever it is becomes an errno
             return self._finish(header, request, row, started, None, error)
         if type(answer) is Pending:
@@ -158,7 +160,7 @@ class Session:
         self.notifier.close()
         try:
             self._operations.destroy()
-        except Exception:
+        except Exception:  # noqa: BLE001 - the connection is gone, no one is left to tell
             _log.exception("destroy failed")
 
     def statistics(self) -> SessionStatistics:

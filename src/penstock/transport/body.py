@@ -16,7 +16,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 from penstock.session import ZEROS, FileBody
 
@@ -171,7 +171,7 @@ class SplicePipe:
             os.close(self._write_end)
             self._read_end = self._write_end = -1
 
-    def __enter__(self) -> SplicePipe:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:

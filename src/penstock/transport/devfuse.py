@@ -216,7 +216,7 @@ class DevFuse:
                     if reply is not None:
                         self._send(worker, reply)
                     self._last_answer = time.perf_counter_ns()
-        except Exception:
+        except Exception:  # noqa: BLE001 - the others must be told to leave
             _log.exception("a worker failed; the mount is being given up")
         finally:
             self._leave(worker)
@@ -275,7 +275,7 @@ class DevFuse:
         """Send one reply; a body that cannot be had becomes EIO."""
         body = reply.body
         try:
-            if type(body) is not FileBody:
+            if not isinstance(body, FileBody):
                 if body:
                     os.writev(worker.fd, (reply.head, body))
                 else:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import threading
+from typing import Self
 
+from penstock.fs import Operations
 from penstock.session import FileBody, Limits, Origin, Reply, Session
 from penstock.session.ports import DataPaths
-from penstock.fs import Operations
 from penstock.transport.body import CopyBuffer
 
 __all__ = ["MemoryTransport"]
@@ -60,7 +61,7 @@ class MemoryTransport:
         """End the session. Idempotent."""
         self.session.end()
 
-    def __enter__(self) -> MemoryTransport:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -82,7 +83,7 @@ class MemoryTransport:
 
 def _whole(reply: Reply) -> bytes:
     body = reply.body
-    if type(body) is not FileBody:
+    if not isinstance(body, FileBody):
         return reply.head + bytes(body) if body else reply.head
     try:
         message = bytearray(CopyBuffer().fill(reply.head, body))

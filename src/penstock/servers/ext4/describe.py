@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from penstock.formats.ext4 import Ext4Reader, Superblock
+from penstock.formats.ext4.reader import Ext4Reader
+from penstock.formats.ext4.superblock import Superblock
 
 __all__ = ["describe"]
 

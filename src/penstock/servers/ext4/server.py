@@ -19,8 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from penstock.abi.fuse import InitFlag
-from penstock.formats.ext4 import Ext4Reader, Extent, ExtentKind, Inode
 from penstock.formats.ext4.format import InodeFlag
+from penstock.formats.ext4.inode import Inode
+from penstock.formats.ext4.mapping import Extent, ExtentKind
+from penstock.formats.ext4.reader import Ext4Reader
 from penstock.formats.source import FileSource
 from penstock.fs import (
     ENDLESS,
@@ -122,7 +124,7 @@ class Ext4Server(Operations):
         self._files: dict[int, tuple[Inode, tuple[Mapping, ...] | None]] = {}
 
     @property
-    def before_wait(self) -> Callable[[], None] | None:  # type: ignore[override]
+    def before_wait(self) -> Callable[[], None] | None:
         return self._source.before_wait
 
     @before_wait.setter
@@ -152,9 +154,7 @@ class Ext4Server(Operations):
         inode = self._reader.inode(ino)
         nodeid = ROOT if ino == _ROOT_INO else ino
         attributes = self._attributes(inode)
-        return _new(
-            Entry, (nodeid, inode.generation, _ENDLESS, _ENDLESS, 0, 0, attributes)
-        )
+        return _new(Entry, (nodeid, inode.generation, _ENDLESS, _ENDLESS, 0, 0, attributes))
 
     # Names
 
@@ -313,9 +313,7 @@ class Ext4Server(Operations):
                 return None
         return tuple(mappings)
 
-    def lseek(
-        self, ctx: Context, nodeid: NodeId, fh: FileHandle, offset: int, whence: int
-    ) -> int:
+    def lseek(self, ctx: Context, nodeid: NodeId, fh: FileHandle, offset: int, whence: int) -> int:
         inode = self._inode(nodeid)
         if offset >= inode.size:
             raise FsError(errno.ENXIO)
@@ -334,8 +332,8 @@ def _translate(flags: int, table: dict[InodeFlag, int]) -> int:
     return sum(value for flag, value in table.items() if flags & flag)
 
 
-def open_ext4(fd: int, source: FileSource, options: Ext4Options) -> Server:
-    """Open the ext4 filesystem in ``source``, a window on ``fd``.
+def open_ext4(source: FileSource, options: Ext4Options) -> Server:
+    """Open the ext4 filesystem in a window of an image.
 
     Raises:
         FormatError: the image is damaged or needs a feature that is not there.
