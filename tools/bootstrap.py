@@ -206,7 +206,7 @@ def pip_install(groups: Iterable[str]) -> None:
         time.sleep(5 * attempt)
     tail = "\n".join(done.stdout.splitlines()[-12:])
     if untrusted:
-        cause = "the package index shows a certificate that is not trusted here; PIP_CERT=FILE names one"
+        cause = "the package index shows an untrusted certificate; PIP_CERT=FILE names yours"
     elif network:
         cause = "the package index cannot be reached; check the network and pip's index settings"
     else:
