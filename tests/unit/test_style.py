@@ -61,7 +61,7 @@ def run(*command: str) -> None:
 
 
 def test_ruff_finds_nothing() -> None:
-    run("ruff", "check", ".")
+    run("ruff", "check", "--output-format", "concise", ".")
 
 
 def test_ruff_would_change_no_layout() -> None:
