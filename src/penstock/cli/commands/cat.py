@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``penstock cat``: the content of files in an image, on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from penstock.cli.errors import ExitCode, Failure, explain
+from penstock.cli.images import by_source, reading_words, targets
+from penstock.cli.logs import report
+
+if TYPE_CHECKING:
+    from penstock.client import Client
+
+__all__ = ["run"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print each file; 2 if one of them could not be read."""
+    words = reading_words(arguments)
+    wanted = targets(arguments.source)
+    for target in wanted:
+        if target.path is None:
+            raise Failure(
+                f"{target.source}: which file of it? ({target.source}:/PATH)", ExitCode.USAGE
+            )
+    failed = False
+    for client, target in by_source(wanted, arguments.type, words.server):
+        try:
+            _copy(client, os.fsencode(target.path or ""))
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            report(f"{target.name}: {explain(error)}")
+            failed = True
+    return ExitCode.SYSTEM if failed else ExitCode.OK
+
+
+def _copy(client: Client, path: bytes) -> None:
+    output = sys.stdout.buffer
+    node = client.resolve(path)
+    with client.open(node) as file:
+        position = 0
+        for offset, data in file.chunks():
+            _write_zeros(offset - position)
+            output.write(data)
+            position = offset + len(data)
+        _write_zeros(file.size - position)
+    client.forget(node)
+    output.flush()
+
+
+def _write_zeros(count: int) -> None:
+    zeros = bytes(min(count, 1 << 20))
+    while count > 0:
+        count -= sys.stdout.buffer.write(zeros[:count])

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``penstock stats``: what a mount has done, asked of its server over the control socket."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Final
+
+from penstock.cli.errors import ExitCode, Failure, explain
+from penstock.cli.mounts import our_mount
+from penstock.cli.text import duration, json_text, print_table, printable, size
+from penstock.control import STATS, ControlClient, ControlError, ProtocolError, State
+
+__all__ = ["run"]
+
+_SECONDS: Final = 2.0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the statistics of one mount."""
+    statistics = _ask(arguments.mountpoint)
+    if arguments.json:
+        print(json_text(statistics))
+    else:
+        _show(statistics)
+    return ExitCode.OK
+
+
+def _ask(path: str) -> dict[str, Any]:
+    _, listed = our_mount(path, ExitCode.SYSTEM)
+    if listed is None:
+        raise Failure(f"{path}: its server has no control socket that you may use")
+    if listed.state is State.STALE:
+        raise Failure(f"{path}: its server has died; run: penstock umount {path}")
+    try:
+        answer = ControlClient(listed).call(STATS, timeout=_SECONDS)
+    except TimeoutError as error:
+        raise Failure(
+            f"{path}: its server (process {listed.record.pid}) does not answer within "
+            f"{_SECONDS:.0f} s"
+        ) from error
+    except (OSError, ControlError, ProtocolError) as error:
+        raise Failure(f"{path}: its server cannot be asked: {explain(error)}") from error
+    statistics = answer.get("statistics")
+    if not isinstance(statistics, dict):
+        raise Failure(f"{path}: its server answered no statistics")
+    return statistics
+
+
+def _show(statistics: dict[str, Any]) -> None:
+    rows = [
+        ("source", statistics["source"]),
+        ("type", statistics["type"]),
+        ("mounted on", f"{statistics['mountpoint']} (by {statistics['mounted_by']})"),
+        ("server", f"process {statistics['pid']}, {size(statistics['memory']['resident'])}"),
+        ("up", duration(statistics["uptime_seconds"])),
+        ("data path", statistics["datapath"]),
+        *(
+            (f"  {name}", f"{row['reads']} reads, {size(row['bytes'])}")
+            for name, row in statistics["reads"].items()
+        ),
+        *((f"  not {name}", reason) for name, reason in statistics["datapath_reasons"].items()),
+        ("protocol", f"7.{statistics['protocol']['minor']}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {printable(str(value))}")
+    requests = statistics["requests"]
+    if not requests:
+        return
+    print()
+    print_table(
+        ("REQUEST", "COUNT", "ERRORS", "MICROSECONDS EACH"),
+        [
+            (
+                name,
+                str(row["count"]),
+                str(row["errors"]),
+                f"{row['microseconds'] / max(1, row['count']):.1f}",
+            )
+            for name, row in requests.items()
+        ],
+    )

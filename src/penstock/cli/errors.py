@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a command fails: one line on stderr and one of mount(8)'s exit codes."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+
+__all__ = ["ExitCode", "Failure", "explain"]
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of every command, those of mount(8)."""
+
+    OK = 0
+    USAGE = 1
+    """A wrong command line, or the caller may not do this at all."""
+    SYSTEM = 2
+    """The system failed us: an image that cannot be read, no answer, no space."""
+    MOUNT = 32
+    """Mounting or unmounting failed."""
+    INTERRUPTED = 130
+    """Ended by SIGINT (128 + 2)."""
+
+
+class Failure(Exception):
+    """A command cannot go on.
+
+    Args:
+        message: what, where and why, in one line; without the program's name.
+        code: the exit code.
+    """
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.SYSTEM) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+_WORDS = {
+    errno.ENOENT: "no such file or directory",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.ENOTDIR: "not a directory",
+    errno.EISDIR: "is a directory",
+    errno.ELOOP: "too many symbolic links",
+    errno.ENOMEDIUM: "no medium in the drive",
+    126: "encrypted, and the key is not there",  # ENOKEY
+}
+
+
+def explain(error: BaseException) -> str:
+    """The reason in an exception, in one line and without its path or number."""
+    if isinstance(error, OSError) and error.errno is not None:
+        usual = os.strerror(error.errno)
+        said = error.strerror or usual
+        text = _WORDS.get(error.errno, said) if said == usual else said
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``penstock`` program: finds the command, runs it, turns what it raises into an exit code.
+
+Thin on purpose: only the modules of the command that was asked for are imported, since ``penstock
+mount`` runs at boot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from penstock.cli.errors import ExitCode, Failure, explain
+
+__all__ = ["main"]
+
+_USAGE: Final = """\
+usage: penstock COMMAND [ARGUMENT…]
+
+Filesystems in Python at kernel speed.
+
+commands:
+{commands}
+
+`penstock COMMAND --help` shows a command's arguments, `penstock mount -o help` its -o words,
+`penstock --version` the version.
+
+exit codes: 0 success, 1 wrong usage, 2 system error, 32 mount failure, 130 interrupted
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; its exit code.
+
+    Args:
+        arguments: the command line without the program's name; None: the process's own.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words[0] if words else "--help"
+    try:
+        code = _run(name, words[1:])
+        sys.stdout.flush()
+    except Failure as failure:
+        return _fail(str(failure), failure.code)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has had enough. Python would complain at exit while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+        return ExitCode.OK
+    except RecursionError:
+        return _fail("nested too deeply", ExitCode.SYSTEM)
+    except (OSError, ValueError) as error:
+        return _fail(_where(error) + explain(error), ExitCode.SYSTEM)
+    except MemoryError:
+        return _fail("out of memory", ExitCode.SYSTEM)
+    except Exception as error:
+        if os.environ.get("PENSTOCK_TRACEBACK"):
+            raise
+        what = f"internal error: {type(error).__name__}: {error}"
+        return _fail(f"{what} (PENSTOCK_TRACEBACK=1 shows where)", ExitCode.SYSTEM)
+    return code
+
+
+def _run(name: str, words: list[str]) -> int:
+    if name in {"-h", "--help", "help"}:
+        print(_usage(), end="")
+        return ExitCode.OK
+    if name in {"-V", "--version"}:
+        from penstock._version import __version__
+
+        print(f"penstock {__version__}")
+        return ExitCode.OK
+    from penstock.cli.options import COMMANDS
+
+    for command in COMMANDS:
+        if command.name == name:
+            break
+    else:
+        what = "option" if name.startswith("-") else "command"
+        raise Failure(f"{name}: no such {what} (see penstock --help)", ExitCode.USAGE)
+    from importlib import import_module
+
+    from penstock.cli.parser import parse_arguments
+
+    try:
+        parsed = parse_arguments(command, words)
+    except SystemExit:
+        return ExitCode.OK  # --help was printed
+    module = import_module(f"penstock.cli.commands.{name}")
+    return int(module.run(parsed))
+
+
+def _usage() -> str:
+    from penstock.cli.options import COMMANDS
+
+    return _USAGE.format(
+        commands="\n".join(f"  {command.name:<8}{command.summary}" for command in COMMANDS)
+    )
+
+
+def _where(error: BaseException) -> str:
+    filename = getattr(error, "filename", None)
+    return "" if filename is None else f"{os.fsdecode(filename)}: "
+
+
+def _fail(message: str, code: ExitCode) -> int:
+    from penstock.cli.text import printable
+
+    with contextlib.suppress(OSError):  # if nobody listens, the exit code says it
+        print(f"penstock: {printable(message)}", file=sys.stderr, flush=True)
+    return code

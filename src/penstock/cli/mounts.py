@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the mount that a user means, without touching it."""
+
+from __future__ import annotations
+
+import os
+
+from penstock.cli.errors import ExitCode, Failure
+from penstock.control import Listed, find_record
+from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
+
+__all__ = ["our_mount"]
+
+
+def our_mount(path: str, code: ExitCode) -> tuple[MountInfo, Listed | None]:
+    """The topmost mount on ``path`` and its record.
+
+    The record is missing when the server could not write one, or when the mount is another user's.
+
+    Raises:
+        Failure: with ``code``: nothing is mounted there, or something that is not penstock's.
+    """
+    if not path or "\0" in path:
+        raise Failure(f"{path!r}: is no path", ExitCode.USAGE)
+    entry = find_mount(path)
+    if entry is None:
+        entry = _behind_symlink(path)
+    if entry is None:
+        where = "is not mounted" if _exists(path) else "no such mount point"
+        raise Failure(f"{path}: {where} (penstock list shows what is)", code)
+    listed = find_record(entry)
+    if listed is None and not _looks_like_ours(entry):
+        raise Failure(f"{path}: is mounted, but not by penstock ({entry.fstype})", code)
+    return entry, listed
+
+
+def _behind_symlink(path: str) -> MountInfo | None:
+    """The mount that a symlink at ``path`` leads to. ``path`` is no mount point, so it may be
+    read."""
+    try:
+        link = os.readlink(resolve_parent(path))
+    except OSError:
+        return None
+    return find_mount(os.path.join(os.path.dirname(resolve_parent(path)), link))
+
+
+def _exists(path: str) -> bool:
+    # Of what is no mount point, so nobody can be kept waiting by it.
+    return os.path.lexists(resolve_parent(path))
+
+
+def _looks_like_ours(entry: MountInfo) -> bool:
+    return entry.fstype == "fuse.penstock"

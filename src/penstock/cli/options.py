@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command, argument and ``-o`` word that penstock takes: one table for all uses.
+
+The argument parsers, ``-h``, ``-o help`` and ``docs/commands.md`` are made from it. Words that
+belong to one kind of server are in that server's own table (``servers/*/options.py``).
+
+``-o`` takes words separated by commas, and may be given several times. A comma inside a value is
+written ``\\,``, a backslash ``\\\\``. Words that fstab(5) and mount(8) use for themselves are
+accepted and have no effect, so that a line of fstab works as it is.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from penstock.cli.errors import ExitCode, Failure
+
+__all__ = [
+    "COMMANDS",
+    "WORDS",
+    "Argument",
+    "Command",
+    "Kind",
+    "Shape",
+    "Word",
+    "Words",
+    "parse_words",
+    "split_words",
+]
+
+
+class Kind(enum.Enum):
+    """What may follow an ``-o`` word."""
+
+    FLAG = "flag"
+    TEXT = "text"
+    NUMBER = "number"
+    CHOICE = "choice"
+    IGNORED = "ignored"
+    """Accepted with or without a value, and without effect."""
+    NOTED = "noted"
+    """As IGNORED, but a warning says that it has no effect."""
+
+
+class Word(NamedTuple):
+    """One ``-o`` word."""
+
+    name: str
+    kind: Kind
+    help: str
+    values: tuple[str, ...] = ()
+    """What a CHOICE may be; for the others how the value is shown, as ``BYTES``."""
+    default: str = ""
+
+
+class Shape(enum.Enum):
+    """How an argument of a command stands on the command line."""
+
+    FLAG = "flag"
+    VALUE = "value"
+    REPEATED = "repeated"
+    ONE = "one"
+    OPTIONAL = "optional"
+    SOME = "some"
+    ANY = "any"
+
+
+class Argument(NamedTuple):
+    """One argument of a command: an option with its flags, or a positional one."""
+
+    names: tuple[str, ...]
+    shape: Shape
+    help: str
+    metavar: str = ""
+    number: bool = False
+
+
+class Command(NamedTuple):
+    """One command: its module is ``penstock.cli.commands.NAME``."""
+
+    name: str
+    summary: str
+    arguments: tuple[Argument, ...]
+    description: str = ""
+
+
+def _ignored(*names: str) -> tuple[Word, ...]:
+    return tuple(Word(name, Kind.IGNORED, "") for name in names)
+
+
+WORDS: Final[tuple[Word, ...]] = (
+    Word("ro", Kind.FLAG, "mount read-only (images are never written)"),
+    Word("rw", Kind.NOTED, "accepted, but images are mounted read-only"),
+    Word("allow_other", Kind.FLAG, "let other users in; permissions are then always checked"),
+    Word("default_permissions", Kind.FLAG, "have the kernel check permissions"),
+    Word("suid", Kind.FLAG, "honour set-user-ID and set-group-ID bits (root only)"),
+    Word("nosuid", Kind.FLAG, "ignore set-ID bits (the default)"),
+    Word("dev", Kind.FLAG, "honour device nodes (root only)"),
+    Word("nodev", Kind.FLAG, "ignore device nodes (the default)"),
+    Word("exec", Kind.FLAG, "allow programs to be run (the default)"),
+    Word("noexec", Kind.FLAG, "forbid programs to be run"),
+    Word("nosymfollow", Kind.FLAG, "do not follow symbolic links"),
+    Word("max_read", Kind.NUMBER, "largest read request", ("BYTES",), "as the data path allows"),
+    Word("workers", Kind.NUMBER, "threads that answer the kernel", ("N",), "2"),
+    Word(
+        "poll", Kind.TEXT,
+        "how long a worker looks for the next request before it sleeps",
+        ("auto|off|MICROSECONDS",), "auto",
+    ),
+    Word("datapath", Kind.TEXT, "who moves file data", ("auto|splice|copy",), "auto"),
+    Word("fsname", Kind.TEXT, "the source shown in /proc/mounts", ("NAME",), "SOURCE"),
+    Word("subtype", Kind.TEXT, "the type shown in /proc/mounts after fuse.", ("NAME",), "penstock"),
+    Word("help", Kind.FLAG, "show these words and those of the servers"),
+    Word("allow_root", Kind.NOTED, "accepted, but only allow_other lets root in"),
+    Word("rootcontext", Kind.NOTED, "accepted, but has no effect"),
+    Word("context", Kind.NOTED, "accepted, but has no effect"),
+    *_ignored(
+        "_netdev", "async", "atime", "auto", "auto_unmount", "comment", "defaults", "diratime",
+        "dirsync", "group", "intr", "iversion", "lazytime", "loud", "mand", "noatime", "noauto",
+        "nodiratime", "nofail", "nogroup", "noiversion", "nolazytime", "nomand", "nonempty",
+        "noowner", "norelatime", "nostrictatime", "nouser", "nousers", "owner", "relatime",
+        "silent", "strictatime", "sync", "user", "users",
+    ),
+)  # fmt: skip
+"""The words that every mount takes."""
+
+_BY_NAME: Final[Mapping[str, Word]] = {word.name: word for word in WORDS}
+
+_SOURCE = Argument(("SOURCE",), Shape.ONE, "a disk image or block device")
+_JSON = Argument(("--json",), Shape.FLAG, "print JSON")
+_TYPE = Argument(("-t", "--type"), Shape.VALUE, "what the image holds (default: found out)", "TYPE")
+_WORDS = Argument(
+    ("-o", "--options"),
+    Shape.REPEATED,
+    "comma-separated words; -o help lists them",
+    "WORD[=VALUE],…",
+)
+_PARTITION = Argument(
+    ("-p", "--partition"), Shape.VALUE, "look into this partition of the disk", "N", number=True
+)
+_READING = (_TYPE, _WORDS, _PARTITION)
+
+COMMANDS: Final[tuple[Command, ...]] = (
+    Command(
+        "mount",
+        "mount an image; returns when the mount can be used",
+        (
+            _SOURCE,
+            Argument(("MOUNTPOINT",), Shape.ONE, "an existing directory"),
+            _TYPE,
+            _WORDS,
+            _PARTITION,
+            Argument(("-f", "--foreground"), Shape.FLAG, "stay, and serve until unmounted"),
+            Argument(("-d", "--debug"), Shape.FLAG, "log what happens to stderr (implies -f)"),
+            Argument(("-r", "--read-only"), Shape.FLAG, "the same as -o ro"),
+        ),
+        "Mounts are nosuid and nodev unless root asks otherwise. The image is opened for reading "
+        "only and never written, also when its journal has to be replayed.",
+    ),
+    Command(
+        "umount",
+        "unmount, and wait until the server has ended",
+        (
+            Argument(("MOUNTPOINT",), Shape.SOME, "a mount made by penstock"),
+            Argument(
+                ("-l", "-z", "--lazy"),
+                Shape.FLAG,
+                "detach now, end when nobody uses it any more",
+            ),
+        ),
+    ),
+    Command(
+        "list",
+        "list the mounts, also those whose server has died",
+        (_JSON,),
+        "Shows your own mounts; root sees everybody's. STATE is mounted, stale (the server has "
+        "died; umount it) or detached (unmounted lazily, still in use).",
+    ),
+    Command(
+        "stats",
+        "show what a mount has done",
+        (Argument(("MOUNTPOINT",), Shape.ONE, "a mount made by penstock"), _JSON),
+    ),
+    Command(
+        "info",
+        "show what an image is and holds",
+        (_SOURCE, _JSON, *_READING),
+    ),
+    Command(
+        "ls",
+        "list files in an image, without mounting it",
+        (
+            Argument(
+                ("SOURCE[:PATH]",), Shape.SOME, "an image, and files in it: IMG:/a or IMG /a /b"
+            ),
+            Argument(("-l", "--long"), Shape.FLAG, "one line each: mode, owner, size, time"),
+            Argument(("-a", "--all"), Shape.FLAG, "also names that begin with a dot"),
+            Argument(("-R", "--recursive"), Shape.FLAG, "also what lies in subdirectories"),
+            Argument(
+                ("-d", "--directory"), Shape.FLAG, "directories themselves, not their content"
+            ),
+            _JSON,
+            *_READING,
+        ),
+        "Owners are shown as numbers: the names would be this machine's, not the image's. Control "
+        "characters in names are shown as ? on a terminal, and as they are elsewhere, like ls(1).",
+    ),
+    Command(
+        "cat",
+        "print files of an image, without mounting it",
+        (
+            Argument(
+                ("SOURCE[:PATH]",), Shape.SOME, "an image, and files in it: IMG:/a or IMG /a /b"
+            ),
+            *_READING,
+        ),
+    ),
+    Command(
+        "cp",
+        "copy files and trees out of an image, without mounting it",
+        (
+            Argument(("SOURCE[:PATH]",), Shape.SOME, "what to copy: IMG:/path"),
+            Argument(("DEST",), Shape.ONE, "a directory, or a name that does not exist yet"),
+            Argument(
+                ("--preserve",),
+                Shape.VALUE,
+                "default: mode, times, user.* attributes, links, holes; all: for root also owners, "
+                "set-ID bits and all attributes; none: content alone",
+                "default|all|none",
+            ),
+            Argument(("-q", "--quiet"), Shape.FLAG, "no progress display"),
+            Argument(("-r", "-R", "--recursive"), Shape.FLAG, "always so; kept for habit's sake"),
+            *_READING,
+        ),
+        "Directories are copied with what they hold. Nothing is written outside DEST, whatever the "
+        "image's names and links say; existing files are not replaced; device nodes are left out.",
+    ),
+    Command(
+        "doctor",
+        "show what this kernel and this user can do, and how that is known",
+        (_JSON,),
+        "Each feature is tried where that is harmless, else read from where the system says it.",
+    ),
+)
+"""All commands, in the order in which help shows them."""
+
+
+def split_words(text: str) -> list[tuple[str, str | None]]:
+    """Split one ``-o`` argument into (name, value) pairs; a word without ``=`` has value None.
+
+    Empty words are dropped, as mount(8) does.
+    """
+    words = [""]
+    characters = iter(text)
+    for character in characters:
+        if character == ",":
+            words.append("")
+        elif character == "\\":
+            following = next(characters, "")
+            words[-1] += following if following in {",", "\\"} else character + following
+        else:
+            words[-1] += character
+    split = (word.partition("=") for word in words if word)
+    return [(name, value if equals else None) for name, equals, value in split]
+
+
+class Words(NamedTuple):
+    """Parsed ``-o`` words."""
+
+    generic: dict[str, str]
+    """Words of this table that have an effect; flags map to an empty string."""
+    server: dict[str, str]
+    """All others, for the server to judge."""
+    notes: list[str]
+    """One line for each word that was accepted without effect and should not be silent."""
+
+
+def parse_words(texts: Iterable[str]) -> Words:
+    """Parse ``-o`` arguments. The last one of contradicting words holds, as in mount(8).
+
+    Raises:
+        Failure: a value is missing, unwanted or wrong (USAGE).
+    """
+    words = Words({}, {}, [])
+    for text in texts:
+        for name, value in split_words(text):
+            word = _BY_NAME.get(name)
+            if name.startswith(("x-", "X-")):
+                continue
+            if word is None:
+                words.server[name] = value or ""
+            elif word.kind is Kind.NOTED:
+                words.notes.append(f"-o {name}: {word.help}")
+            elif word.kind is not Kind.IGNORED:
+                words.generic.pop(_OPPOSITE.get(name, ""), None)
+                words.generic[name] = _checked(word, value)
+    return words
+
+
+_OPPOSITE: Final = {
+    "suid": "nosuid", "nosuid": "suid", "dev": "nodev", "nodev": "dev",
+    "exec": "noexec", "noexec": "exec",
+}  # fmt: skip
+
+
+def _checked(word: Word, value: str | None) -> str:
+    if word.kind is Kind.FLAG:
+        if value is not None:
+            raise Failure(f"-o {word.name}: takes no value", ExitCode.USAGE)
+        return ""
+    if not value:
+        expected = "|".join(word.values)
+        raise Failure(f"-o {word.name}: needs a value ({word.name}={expected})", ExitCode.USAGE)
+    if word.kind is Kind.NUMBER and not (value.isascii() and value.isdigit()):
+        raise Failure(f"-o {word.name}={value}: is not a number", ExitCode.USAGE)
+    if word.kind is Kind.CHOICE and value not in word.values:
+        raise Failure(
+            f"-o {word.name}={value}: is none of {', '.join(word.values)}", ExitCode.USAGE
+        )
+    return value
