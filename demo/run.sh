@@ -46,12 +46,13 @@ kilobytes=$(du -sk --apparent-size "$source" | cut -f1)
 inodes=$(find "$source" | wc -l)
 size=$((kilobytes * 3 / 2 + inodes * 4 + 65536))
 printf '$ mke2fs -t ext4 -d %s disk.img\n' "$source"
+touch "$image" # mke2fs then has nothing to say
 mke2fs -q -t ext4 -d "$source" -N $((inodes * 2 + 1000)) "$image" "${size}k"
 printf '%s files and folders of %s, in an image of %s MiB\n' "$inodes" "$source" $((size / 1024))
 
 say "2. What is in it? No mount, no root"
 show "$penstock" info "$image"
-show "$penstock" ls "$image" | head -8
+show "$penstock" ls "$image" | sed -n 1,8p
 
 say "3. Mount it"
 mkdir "$where"
@@ -60,7 +61,7 @@ if ! show "$penstock" mount "$image" "$where"; then
   "$penstock" doctor || true
   first=$(cd "$source" && find . -type f -size -4k | sort | head -1)
   say "Reading works all the same, without a mount"
-  show "$penstock" cat "$image:/${first#./}" | head -12
+  show "$penstock" cat "$image:/${first#./}" | sed -n 1,12p
   cmp <("$penstock" cat "$image:/${first#./}") "$source/$first" || fail "the file read differs from its source"
   say "Shown: info, ls and cat of an ext4 image; the mount was refused for the reason above."
   exit 0
@@ -68,9 +69,9 @@ fi
 grep -F " $where " /proc/self/mounts
 
 say "4. Read through the mount"
-mapfile -t files < <(cd "$where" && find . -type f -size +0 -size -4k | sort | head -3)
+mapfile -t files < <(cd "$where" && find . -type f -size +0 -size -4k | sort | xargs -d '\n' grep -Il . | head -3)
 [ ${#files[@]} -gt 0 ] || fail "the mount shows no files"
-show ls -l "$where" | head -8
+show ls -l "$where" | sed -n 1,8p
 for file in "${files[@]}"; do
   printf '$ head -3 %s\n' "$where/${file#./}"
   head -3 "$where/$file"
