@@ -65,7 +65,7 @@ def run_detached(work: Callable[[Callable[[], None]], int]) -> int:
 
 
 def _child(work: Callable[[Callable[[], None]], int], pipe: int) -> NoReturn:
-    inherited = {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, pipe}
+    inherited = _open_descriptors() - {0, 1, 2, pipe}
     code = int(ExitCode.SYSTEM)
     try:
         os.setsid()
@@ -80,6 +80,17 @@ def _child(work: Callable[[Callable[[], None]], int], pipe: int) -> NoReturn:
     finally:
         # Not sys.exit: what the parent registered to run at its exit is not the child's to run.
         os._exit(code)
+
+
+def _open_descriptors() -> set[int]:
+    """All descriptors. Listing them needs one itself, whose number is free again afterwards and
+    must not be taken for an inherited one: so each is tried once the listing is done."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            os.fstat(int(name))
+            found.add(int(name))
+    return found
 
 
 def _say(pipe: int, code: int, message: str) -> None:
