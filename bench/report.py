@@ -144,7 +144,7 @@ def _ratios(samples: Samples, entries: list[Contender], base: str) -> Table | No
     title = f"Time against {base}: median (lowest to highest) over the rounds; below 1 is faster"
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    compared = [c for c in entries if c.name != base and c.name in samples.seconds]
+    compared = [c for c in entries if c.name not in (base, "kernel") and c.name in samples.seconds]
     for contender in compared:
         table.add_column(contender.title, justify="right")
     for row in (*ROWS, MOUNT_ROW):
