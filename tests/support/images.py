@@ -3,8 +3,8 @@
 
 Functions that make an image take the file to make; :func:`cached_image` keeps what was made for the
 rest of the session, keyed by its parameters, and must not be written to (copy it first with
-:func:`copy_image`). Whatever needs root says so in its name or docstring; :func:`require_root` and
-:func:`require_tools` skip a test, naming the reason, or fail it when ``PENSTOCK_REQUIRE=all``.
+:func:`copy_image`). Tests that use these functions say ``@pytest.mark.requires("mke2fs")``, with
+``"kernel-ext4"`` where the docstring speaks of the kernel.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import pytest
 
 from penstock.formats.source import FileSource
 
@@ -47,26 +45,6 @@ def run(*command: str | os.PathLike[str], stdin: str | None = None) -> str:
     if done.returncode:
         raise RuntimeError(f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
-
-
-def missing(reason: str) -> None:
-    """Skip the test, or fail it when everything is required."""
-    if os.environ.get("PENSTOCK_REQUIRE") == "all":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def require_tools(*names: str) -> None:
-    """Skip unless all these programs are installed."""
-    for name in names:
-        if shutil.which(name, path=_environment()["PATH"]) is None:
-            missing(f"{name} is not installed")
-
-
-def require_root() -> None:
-    """Skip unless the test runs as root (loop mounts, ownership, trusted xattrs)."""
-    if os.geteuid() != 0:
-        missing("needs root")
 
 
 @functools.cache

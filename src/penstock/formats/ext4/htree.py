@@ -36,6 +36,7 @@ _ROOT_INFO_AT: Final = 0x18
 _ROOT_INFO_LENGTH: Final = 8
 _NODE_ENTRIES_AT: Final = 8
 _TAIL_SIZE: Final = 8
+_DOTS: Final = frozenset({b".", b".."})
 
 
 class BrokenIndex(CorruptImage):
@@ -62,6 +63,8 @@ def find_indexed(volume: Volume, inode: Inode, name: bytes) -> int | None:
         OSError: the source's.
     """
     root = _node(volume, inode, 0, root=True)
+    if name in _DOTS:  # they lie in block 0, before the tree, and have no hash
+        return verified_names(volume, inode, 0, find_block(volume, inode, 0)).get(name)
     flags = volume.superblock.raw.flags
     version = unsigned_version(root.version) if flags & SuperFlag.UNSIGNED_HASH else root.version
     target = name_hash(name, version, volume.superblock.raw.hash_seed)

@@ -211,10 +211,12 @@ class InodeTable:
             raise DeletedInode(f"inode {ino} is not in use")
         kind = mode & 0o170000
         rdev = 0
-        if kind == _REG or self._large_dirs:
+        if kind == _REG:
             size |= size_hi << 32
         elif kind in _DEVICES:
             rdev = _rdev(block)
+        elif self._large_dirs:
+            size |= size_hi << 32
         blocks |= (blocks_hi & self._blocks_mask) << 32
         if flags & _SLOW_FLAGS or size > self._max_size or kind not in _FILE_TYPES:
             blocks = self._check_unusual(ino, kind, flags, size, blocks)
