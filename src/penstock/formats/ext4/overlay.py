@@ -12,7 +12,8 @@ over by the kernel, since a replay may have been cut short and begun again):
 * An INODE record replaces the fields of an inode. Its block map stays the one on disk, which the
   range records then change, but for an extent tree that is not there yet, and for inline data,
   symbolic links and devices, whose content it is.
-* Of range records the later one wins.
+* Of range records the later one wins. A created inode begins without blocks, but for those logged
+  between its INODE record and CREAT; whatever its number was before is gone.
 * CREAT and LINK add a name unless the directory has it already; UNLINK removes it if it is of that
   inode. A created directory is empty.
 
@@ -64,7 +65,7 @@ _u16: Final = struct.Struct("<H")
 _u32: Final = struct.Struct("<I")
 
 
-def _kind(raw: bytes) -> int:
+def _kind(raw: bytes | bytearray) -> int:
     """The file type of an inode."""
     return stat.S_IFMT(_u16.unpack_from(raw)[0])
 
@@ -145,13 +146,13 @@ def _continues(piece: Piece, physical: int, state: int) -> bool:
 class DirectoryChanges:
     """What became of the names in one directory."""
 
-    def __init__(self, ino: int, exists: Callable[[int], bool]) -> None:
+    def __init__(self, ino: int, exists: Callable[[int], bool], parent: int | None = None) -> None:
+        """A directory; ``parent``: the one that it was created in, None if it is on disk."""
         self._ino = ino
         self._exists = exists
         self._names: dict[bytes, list[Name]] = {}
         self._added: list[bytes] | None = None
-        self.parent: int | None = None
-        """The directory that it was created in; None if it was there before."""
+        self.parent = parent
 
     def note(self, change: Name) -> None:
         """Another change to it."""
@@ -240,7 +241,9 @@ class Overlay:
         self._created: set[int] = set()
         self._subdirectories: dict[int, int] = {}
         """By how many subdirectories a directory has grown."""
-        changes: dict[int, list[Piece]] = {}
+        self._changes: dict[int, list[Piece]] = {}
+        self._since_inode: dict[int, int] = {}
+        """How many changes to the blocks of an inode came before its last INODE record."""
         self.directories: dict[int, DirectoryChanges] = {}
         for operation in fast_commit.operations:
             if isinstance(operation, Name):
@@ -248,11 +251,12 @@ class Overlay:
             elif isinstance(operation, AddRange | DelRange):
                 piece = self._piece(operation)
                 if piece is not None:
-                    changes.setdefault(operation.ino, []).append(piece)
+                    self._changes.setdefault(operation.ino, []).append(piece)
             else:
                 self._check_ino(operation.ino)
                 self._inodes[operation.ino] = operation.raw
-        self.ranges = {ino: RangeChanges(pieces) for ino, pieces in changes.items()}
+                self._since_inode[operation.ino] = len(self._changes.get(operation.ino, ()))
+        self.ranges = {ino: RangeChanges(pieces) for ino, pieces in self._changes.items()}
         self._changed = sorted({*self._inodes, *self._subdirectories, *self._created})
 
     def _check_ino(self, ino: int) -> None:
@@ -293,20 +297,27 @@ class Overlay:
         name = change.name
         if b"/" in name or b"\0" in name or name in {b".", b".."}:
             raise CorruptImage(f"journal: fast commit of a file named {name!r}")
-        if change.tag == fastcommit.TAG_CREAT and not self._exists(change.ino):
-            raise CorruptImage(
-                f"journal: fast commit creates {name!r} as inode {change.ino}, which is not in use"
-            )
         self._changes_of(change.parent).note(change)
+        if change.tag == fastcommit.TAG_CREAT:
+            self._create(change)
         if change.tag != fastcommit.TAG_LINK and self._is_directory(change.ino):
-            step = 1
-            if change.tag == fastcommit.TAG_UNLINK:
-                step = -1
-            else:
-                self._changes_of(change.ino).parent = change.parent
-                self._created.add(change.ino)
-            count = self._subdirectories.get(change.parent, 0)
-            self._subdirectories[change.parent] = count + step
+            step = -1 if change.tag == fastcommit.TAG_UNLINK else 1
+            self._subdirectories[change.parent] = self._subdirectories.get(change.parent, 0) + step
+
+    def _create(self, change: Name) -> None:
+        ino = change.ino
+        if not self._exists(ino):
+            raise CorruptImage(
+                f"journal: fast commit creates {change.name!r} as inode {ino}, which is not in use"
+            )
+        self._created.add(ino)
+        self._changes[ino] = self._changes.get(ino, [])[self._since_inode.get(ino, 0) :]
+        self._since_inode[ino] = 0
+        if self._is_directory(ino):
+            self.directories[ino] = DirectoryChanges(ino, self._exists, change.parent)
+            self._subdirectories.pop(ino, None)
+        else:
+            self.directories.pop(ino, None)
 
     def _changes_of(self, ino: int) -> DirectoryChanges:
         changes = self.directories.get(ino)
@@ -339,10 +350,13 @@ class Overlay:
         if record is not None:
             raw[:_BLOCK_AT] = record[:_BLOCK_AT]
             raw[_GENERATION_AT : len(record)] = record[_GENERATION_AT:]
+            if ino in self._created:
+                raw[len(record) :] = bytes(len(raw) - len(record))
             (flags,) = _u32.unpack_from(record, _FLAGS_AT)
             block = record[_BLOCK_AT:_GENERATION_AT]
             if flags & InodeFlag.EXTENTS:
-                if _u16.unpack_from(base, _BLOCK_AT)[0] != fmt.EXTENT_MAGIC:
+                magic = _u16.unpack_from(base, _BLOCK_AT)[0]
+                if ino in self._created or magic != fmt.EXTENT_MAGIC:
                     raw[_BLOCK_AT:_GENERATION_AT] = _EMPTY_ROOT
             elif flags & InodeFlag.INLINE_DATA or _kind(record) not in {stat.S_IFREG, stat.S_IFDIR}:
                 raw[_BLOCK_AT:_GENERATION_AT] = block
@@ -355,7 +369,7 @@ class Overlay:
     def _set_links(self, ino: int, raw: bytearray) -> None:
         grown = self._subdirectories.get(ino, 0)
         (links,) = _u16.unpack_from(raw, _LINKS_AT)
-        if ino in self._created:
+        if ino in self._created and _kind(raw) == stat.S_IFDIR:
             links = 2
         elif not grown or links <= 1:
             return  # 1: the subdirectories of this one are not counted
