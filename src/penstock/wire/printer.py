@@ -301,8 +301,8 @@ def format_reply(opcode: int, header: OutHeader, reply: Reply | None) -> str:
 
 
 def _error(error: int) -> str:
-    name = errno_names.errorcode.get(-error, f"errno {-error}")
-    return f"-1 {name} ({os.strerror(-error)})"
+    name = errno_names.errorcode.get(-error)
+    return f"-1 {name} ({os.strerror(-error)})" if name else f"-1 errno {-error}"
 
 
 def _answer(opcode: int, reply: Reply) -> str:
