@@ -2,8 +2,8 @@
 """``penstock cp``: files and trees out of an image.
 
 Where things go is as with cp(1): into DEST if that is a directory, else to that name. The root of
-an image, and a path that ends in ``.``, have no name: what they hold goes into DEST itself, which is
-made if it is missing. A symlink named on the command line is followed inside the image.
+an image, and a path that ends in ``.``, have no name: what they hold goes into DEST itself, which
+is made if it is missing. A symlink named on the command line is followed inside the image.
 """
 
 from __future__ import annotations

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features of FUSE: most are in what the kernel offers in INIT, some can be tried out."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Mapping
+from typing import Any, Final
+
+from penstock.abi.fuse import InitFlag
+from penstock.cli.errors import explain
+from penstock.cli.probes.base import (
+    Attempt,
+    Finding,
+    attempt,
+    capability,
+    file_text,
+    is_initial_user_namespace,
+    kernel_symbol,
+)
+from penstock.cli.probes.connection import sync_init_supported, try_connection
+from penstock.sys import mount as sysmount
+from penstock.sys.devfuse import DEVICE
+from penstock.sys.fusermount import find_fusermount
+from penstock.sys.probe import io_uring_supported
+
+__all__ = ["fuse_findings"]
+
+_CAP_SYS_ADMIN: Final = 21
+_ENABLE_URING: Final = "/sys/module/fuse/parameters/enable_uring"
+_ENABLE_IOMAP: Final = "/sys/module/fuse/parameters/enable_iomap"
+_MAX_PAGES: Final = "/proc/sys/fs/fuse/max_pages_limit"
+_PIPE_MAX: Final = "/proc/sys/fs/pipe-max-size"
+_F_SETPIPE_SZ: Final = 1031
+
+
+_BITS: Final = (
+    ("request-timeout", "request timeouts", InitFlag.REQUEST_TIMEOUT, "6.14"),
+    ("resend", "resending requests", InitFlag.HAS_RESEND, "6.9"),
+    ("fuse-idmap", "idmapped FUSE mounts", InitFlag.ALLOW_IDMAP, "6.12"),
+)
+"""Features that a bit in INIT tells all about: name, title, bit, Linux version."""
+
+
+def fuse_findings() -> list[Finding]:
+    """What concerns FUSE itself."""
+    connection, how = try_connection()
+    offer = connection.value if isinstance(connection.value, dict) else {}
+    return [
+        _device(),
+        _fusermount(),
+        _fsopen(),
+        _protocol(connection, offer, how),
+        _clone(offer, how),
+        _passthrough(offer, how),
+        _uring_transport(offer, how),
+        _uring(),
+        _sync_init(),
+        _splice(),
+        _max_pages(),
+        *(_offered(offer, how, *row) for row in _BITS),
+        _iomap(offer, how),
+        _remap(),
+    ]
+
+
+def _device() -> Finding:
+    how = f"open({DEVICE})"
+    try:
+        info = os.stat(DEVICE)
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        kernel = "fuse" in (file_text("/proc/filesystems") or "").split()
+        return Finding(
+            "fuse-device", "FUSE device", kernel, False, f"{DEVICE}: {explain(error)}", how,
+            "modprobe fuse (as root); for users: chmod 666 /dev/fuse, or fusermount3",
+        )  # fmt: skip
+    mode = f"opened; mode {stat.S_IMODE(info.st_mode):04o}"
+    return Finding("fuse-device", "FUSE device", True, True, mode, how)
+
+
+def _fusermount() -> Finding:
+    helper = find_fusermount()
+    how = "looked for in PATH; its mode; /etc/fuse.conf"
+    if helper is None:
+        return Finding(
+            "fusermount3", "mounting for users", None, False, "not installed", how,
+            "install fuse3",
+        )  # fmt: skip
+    info = os.stat(helper)
+    works = info.st_uid == 0 and bool(info.st_mode & stat.S_ISUID)
+    words = [line.strip() for line in (file_text("/etc/fuse.conf") or "").splitlines()]
+    others = "user_allow_other" in words
+    detail = f"{helper}, {'set-user-ID root' if works else 'not set-user-ID root'}; "
+    detail += f"user_allow_other is {'set' if others else 'not set'}"
+    missing = [] if works else [f"chown root {helper} && chmod u+s {helper}"]
+    if not others:
+        missing.append("for -o allow_other: user_allow_other in /etc/fuse.conf")
+    user = works or os.geteuid() == 0
+    return Finding("fusermount3", "mounting for users", None, user, detail, how, "; ".join(missing))
+
+
+def _fsopen() -> Finding:
+    how = 'fsopen("fuse")'
+    try:
+        os.close(sysmount.fsopen("fuse"))
+    except OSError as error:
+        kernel = error.errno != errno.ENOSYS
+        needs = "Linux 5.2" if not kernel else "CAP_SYS_ADMIN (root, or a user namespace)"
+        return Finding(
+            "mount-api", "mount API of fsopen", kernel, False, explain(error), how, needs
+        )
+    return Finding("mount-api", "mount API of fsopen", True, True, "works", how)
+
+
+def _protocol(connection: Attempt, offer: Mapping[str, Any], how: str) -> Finding:
+    title = "FUSE protocol"
+    if not offer:
+        return Finding(
+            "fuse-protocol", title, None, False, connection.reason, how,
+            "the right to mount: root, or fusermount3",
+        )  # fmt: skip
+    detail = f"7.{offer['minor']}, flags {offer['flags']:#x}"
+    return Finding("fuse-protocol", title, True, True, detail, how)
+
+
+def _clone(offer: Mapping[str, Any], how: str) -> Finding:
+    title = "a descriptor per worker"
+    if not offer:
+        return _untold("clone", title)
+    detail = "FUSE_DEV_IOC_CLONE works" if offer["clone"] else "FUSE_DEV_IOC_CLONE is refused"
+    works = bool(offer["clone"])
+    enable = "" if works else "the right to open /dev/fuse"
+    return Finding("clone", title, works or None, works, detail, f"tried; {how}", enable)
+
+
+def _untold(name: str, title: str) -> Finding:
+    return Finding(name, title, None, None, "needs a connection to be told", "not tried")
+
+
+def _offered(
+    offer: Mapping[str, Any], how: str, name: str, title: str, flag: InitFlag, since: str
+) -> Finding:
+    if not offer:
+        return _untold(name, title)
+    has = bool(offer["flags"] & flag)
+    detail = f"{flag.name} is {'offered' if has else 'not offered'}"
+    return Finding(name, title, has, has, detail, how, "" if has else f"Linux {since}")
+
+
+def _passthrough(offer: Mapping[str, Any], how: str) -> Finding:
+    title = "passthrough of file data"
+    if not offer:
+        return _untold("passthrough", title)
+    if not offer["flags"] & InitFlag.PASSTHROUGH:
+        needs = "Linux 6.9 built with CONFIG_FUSE_PASSTHROUGH"
+        return Finding("passthrough", title, False, False, "not offered", how, needs)
+    needs = "CAP_SYS_ADMIN in the initial user namespace (root)"
+    if offer["backing"] is None:
+        may = capability(_CAP_SYS_ADMIN) and is_initial_user_namespace()
+        detail = "offered; registering backing files was not tried"
+        return Finding("passthrough", title, True, may, detail, how, "" if may else needs)
+    if offer["backing"] == 0:
+        detail = "offered, and a backing file was registered"
+        return Finding("passthrough", title, True, True, detail, f"tried; {how}")
+    detail = f"offered, but registering a backing file fails: {os.strerror(offer['backing'])}"
+    return Finding("passthrough", title, True, False, detail, f"tried; {how}", needs)
+
+
+def _uring_transport(offer: Mapping[str, Any], how: str) -> Finding:
+    title = "FUSE over io_uring"
+    switch = file_text(_ENABLE_URING)
+    said = f"{_ENABLE_URING} is {switch}" if switch is not None else f"no {_ENABLE_URING}"
+    how = f"{how}; {_ENABLE_URING}"
+    if offer and offer["flags"] & InitFlag.OVER_IO_URING:
+        return Finding("uring-transport", title, True, True, f"offered; {said}", how)
+    kernel = switch is not None
+    enable = f"as root: echo Y > {_ENABLE_URING}" if kernel else (
+        "Linux 6.14 built with CONFIG_FUSE_IO_URING"
+    )  # fmt: skip
+    detail = f"not offered; {said}" if offer else said
+    return Finding("uring-transport", title, kernel, False, detail, how, enable)
+
+
+def _uring() -> Finding:
+    found = attempt(io_uring_supported)
+    title, how = "io_uring", "io_uring_setup with 128-byte entries"
+    if not found.reason:
+        return Finding("io-uring", title, True, True, "a ring was made", how)
+    sysctl = file_text("/proc/sys/kernel/io_uring_disabled")
+    kernel = sysctl is not None or found.errno not in {errno.ENOSYS, errno.EINVAL}
+    detail = f"{found.reason}; kernel.io_uring_disabled is {sysctl}"
+    enable = (
+        "as root: sysctl kernel.io_uring_disabled=0"
+        if kernel
+        else "Linux 5.19 with CONFIG_IO_URING"
+    )
+    return Finding("io-uring", title, kernel, False, detail, how, enable)
+
+
+def _sync_init() -> Finding:
+    title, how = "mounting that waits for INIT", "ioctl FUSE_DEV_IOC_SYNC_INIT on /dev/fuse"
+    found = attempt(sync_init_supported)
+    if found.value is None:
+        return Finding("sync-init", title, None, False, found.reason, how, "access to /dev/fuse")
+    has = bool(found.value)
+    detail = "accepted" if has else "the device does not know it"
+    return Finding("sync-init", title, has, has, detail, how, "" if has else "Linux 6.18")
+
+
+def _splice() -> Finding:
+    title = "splice, and pipes of 1 MiB"
+    how = f"a file spliced into a pipe set to 1 MiB; {_PIPE_MAX}"
+    largest = file_text(_PIPE_MAX)
+
+    def trial() -> int:
+        read_end, write_end = os.pipe()
+        size = fcntl.fcntl(write_end, _F_SETPIPE_SZ, 1 << 20)
+        with tempfile.TemporaryFile() as file:
+            file.write(b"x" * 4096)
+            file.flush()
+            os.splice(file.fileno(), write_end, 4096, offset_src=0)
+        os.close(read_end)
+        return size
+
+    found = attempt(trial)
+    if found.value is not None:
+        detail = f"works, pipe of {found.value} bytes; pipe-max-size is {largest}"
+        return Finding("splice", title, True, True, detail, how)
+    return Finding(
+        "splice", title, True, False, found.reason, how, f"as root: echo 1048576 > {_PIPE_MAX}"
+    )
+
+
+def _max_pages() -> Finding:
+    title = "largest request"
+    text = file_text(_MAX_PAGES)
+    page = os.sysconf("SC_PAGE_SIZE")
+    if text is None or not text.isdigit():
+        detail = f"256 pages, {256 * page >> 10} KiB (fixed before Linux 6.13)"
+        return Finding(
+            "max-pages-limit", title, False, False, detail, f"no {_MAX_PAGES}", "Linux 6.13"
+        )
+    detail = f"{text} pages, {int(text) * page >> 10} KiB"
+    return Finding(
+        "max-pages-limit", title, True, True, detail, f"read {_MAX_PAGES}",
+        f"for larger ones, as root: echo N > {_MAX_PAGES}",
+    )  # fmt: skip
+
+
+def _iomap(offer: Mapping[str, Any], how: str) -> Finding:
+    """The bit in INIT has another meaning from 7.46 on, so the module's own switch decides."""
+    title = "FUSE iomap extension"
+    switch = file_text(_ENABLE_IOMAP)
+    symbol = kernel_symbol("fuse_iomap_config") or kernel_symbol("fuse_iomap_enabled")
+    how = f"{_ENABLE_IOMAP}; functions in /proc/kallsyms; {how}"
+    if switch is None and not symbol:
+        needs = "a kernel with the FUSE iomap patches"
+        return Finding("iomap", title, False, False, f"no {_ENABLE_IOMAP}", how, needs)
+    offered = bool(offer and offer["flags"] >> 43 & 1)
+    detail = f"enable_iomap is {switch}; {'offered' if offered else 'not offered'}"
+    needs = "" if offered else f"as root: echo Y > {_ENABLE_IOMAP}; CAP_SYS_RAWIO"
+    return Finding("iomap", title, True, offered, detail, how, needs)
+
+
+def _remap() -> Finding:
+    title = "FUSE remap (reflink) extension"
+    how = "fuse_remap_file_range looked for in /proc/kallsyms; INIT does not tell"
+    has = kernel_symbol("fuse_remap_file_range")
+    if has is None:
+        return Finding("remap", title, None, None, "the kernel shows no symbols", how)
+    detail = "the kernel has the function" if has else "the kernel has no such function"
+    needs = "" if has else "a kernel with the FUSE_REMAP_FILE_RANGE patch"
+    return Finding("remap", title, has, has, detail, how, needs)
