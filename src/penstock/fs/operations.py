@@ -89,7 +89,8 @@ class Operations:
 
     forgettable: bool = True
     """Whether the session counts lookups and calls :meth:`forget`. False for a filesystem whose
-    node ids cost nothing to keep (an immutable tree): forgets are then dropped unseen."""
+    node ids cost nothing to keep (an immutable tree): forgets are then dropped unseen, and
+    iterators of :meth:`readdirplus` are kept and used ahead of the requests for them."""
 
     devices: Sequence[int] = ()
     """Open descriptors that :class:`Mapping` names by ``device`` (``devices[device - 1]``).

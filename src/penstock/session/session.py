@@ -38,6 +38,7 @@ from penstock.fs import (
     Pending,
 )
 from penstock.session.handlers import ENTRY_OPCODES, ROWS, Row
+from penstock.session.listings import Listings
 from penstock.session.lookups import LookupCounts
 from penstock.session.negotiate import Limits, When, negotiate
 from penstock.session.notifier import Notifier
@@ -101,12 +102,23 @@ class Session:
         self._features = Features(setxattr_ext=False)
         self._counts = RequestCounts()
         self._lookups = LookupCounts(operations.forget) if operations.forgettable else None
+        self._listings = self._ahead()
         self._active: dict[int, Pending[Any] | None] = {}
         self._interrupted: collections.deque[int] = collections.deque(maxlen=64)
         self._malformed = 0
         self._ended = False
         self.connection: Connection | None = None
         self.notifier = Notifier(sink)
+
+    def _ahead(self) -> Listings | None:
+        """Have listings prepared ahead, where the filesystem keeps nothing for what it lists."""
+        if self._operations.forgettable or _READDIRPLUS not in self._rows:
+            return None
+        listings = Listings()
+        self._rows[_READDIRPLUS] = Row(
+            "readdirplus", listings.call, lambda answer, _request: (answer, ())
+        )
+        return listings
 
     # Messages
 
@@ -143,6 +155,10 @@ class Session:
             self._later(header, request, row, started, answer, origin)
             return None
         return self._finish(header, request, row, started, answer, None)
+
+    def idle(self) -> bool:
+        """Use a moment in which no request waits; whether there is more to do. Some 100 µs."""
+        return self._listings is not None and self._listings.prepare()
 
     def undelivered(self, reply: Reply) -> None:
         """The kernel did not take this reply (it was interrupted, or the mount has ended)."""

@@ -85,6 +85,7 @@ class DevFuse:
     ) -> None:
         self.fd = fd
         self._session: Session | None = None
+        self._idle: Callable[[], bool] = bool
         self._polling = Polling(poll)
         self._buffer_size = max(_SMALLEST_BUFFER, max_write + _ROOM)
         self._count = max(1, workers)
@@ -108,6 +109,7 @@ class DevFuse:
     def attach(self, session: Session) -> None:
         """The session that answers; before :meth:`handshake`."""
         self._session = session
+        self._idle = session.idle
 
     def handshake(self, timeout: float = 10.0) -> None:
         """Answer INIT, in the calling thread.
@@ -241,12 +243,13 @@ class DevFuse:
         fd = worker.fd
         readv = os.readv
         clock = time.perf_counter_ns
+        idle = self._idle
         deadline = self._last_answer + self._polling.window
         while True:
             try:
                 return readv(fd, buffers)
             except BlockingIOError:
-                if clock() < deadline:
+                if idle() or clock() < deadline:
                     continue
             except OSError as error:
                 return self._read_failed(error)
