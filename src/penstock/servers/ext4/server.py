@@ -249,13 +249,13 @@ class Ext4Server(Operations):
     # Extended attributes
 
     def getxattr(self, ctx: Context, nodeid: NodeId, name: bytes) -> bytes:
-        value = self._reader.xattrs(self._inode(nodeid)).get(name)
+        value = self._reader.getxattr(self._inode(nodeid), name)
         if value is None:
             raise FsError(errno.ENODATA)
         return value
 
     def listxattr(self, ctx: Context, nodeid: NodeId) -> Sequence[bytes]:
-        names = self._reader.xattrs(self._inode(nodeid))
+        names = self._reader.listxattr(self._inode(nodeid))
         return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
 
     # Data
