@@ -278,8 +278,6 @@ def _read(ops: Operations, ctx: Context, node: NodeId, r: Any) -> Any:
 
 def _write(ops: Operations, ctx: Context, node: NodeId, r: Any) -> Any:
     a = r.arg
-    if len(r.data) != a.size:
-        raise FsError(errno.EIO, f"WRITE of {a.size} bytes came with {len(r.data)}")
     owner = a.lock_owner if a.write_flags & _WRITE_LOCKOWNER else None
     return ops.write(ctx, node, a.fh, a.offset, r.data, a.flags, a.write_flags, owner)
 
