@@ -177,6 +177,8 @@ def mount(
     limits = Limits(max_write=options.max_write, max_pages=_max_pages(options))
     session = Session(operations, sink=transport, datapaths=datapaths, limits=limits)
     transport.attach(session)
+    if options.workers > 1:
+        operations.before_wait = transport.before_wait
     try:
         attachment.create(transport.handshake)
         transport.start()
