@@ -6,7 +6,7 @@ raises :class:`BrokenIndex`, upon which the directory is searched without it; a 
 is wrong is an error all the same.
 
 Invariants: at most three levels, each node verified and decoded once; a search visits a leaf and
-its continuations, at most as many as the directory has blocks.
+its continuations, 128 at most.
 
 Specification: Documentation/filesystems/ext4/directory.rst (Hash Tree Directories).
 """
@@ -36,6 +36,8 @@ _ROOT_INFO_AT: Final = 0x18
 _ROOT_INFO_LENGTH: Final = 8
 _NODE_ENTRIES_AT: Final = 8
 _TAIL_SIZE: Final = 8
+_MAX_LEAVES: Final = 128
+"""Leaves with names of one hash; more than two are rare."""
 _DOTS: Final = frozenset({b".", b".."})
 
 
@@ -72,7 +74,7 @@ def find_indexed(volume: Volume, inode: Inode, name: bytes) -> int | None:
         raise BrokenIndex(f"directory inode {inode.ino}: hash version {root.version} is not known")
     path: list[tuple[_Node, int]] = []
     _descend(volume, inode, path, root, target)
-    for _ in range(-(-inode.size // volume.block_size)):
+    for _ in range(_MAX_LEAVES):
         node, slot = path[-1]
         logical = node.blocks[slot]
         physical = find_block(volume, inode, logical)
@@ -83,7 +85,7 @@ def find_indexed(volume: Volume, inode: Inode, name: bytes) -> int | None:
             return names[name]
         if not _next_leaf(volume, inode, path, target):
             return None
-    raise BrokenIndex(f"directory inode {inode.ino}: index has more leaves than there are blocks")
+    raise BrokenIndex(f"directory inode {inode.ino}: more than {_MAX_LEAVES} leaves for one hash")
 
 
 def _descend(

@@ -72,14 +72,13 @@ def _tree(
         yield Piece(start, span, 0, UNMAPPED)
         return
     volume.check_range(block, 1, f"inode {inode.ino}: indirect block")
-    words = _words(volume.read_block(block))
+    data = volume.read_block(block)
+    if data == bytes(len(data)):
+        yield Piece(start, span, 0, UNMAPPED)
+        return
+    words = _words(data)
     if level == 1:
-        empty = True
-        for piece in _runs(volume, inode, words, start, first, end):
-            empty = False
-            yield piece
-        if empty:
-            yield Piece(start, span, 0, UNMAPPED)
+        yield from _runs(volume, inode, words, start, first, end)
         return
     step = span // len(words)
     index = max(first - start, 0) // step
