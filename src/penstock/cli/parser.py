@@ -7,7 +7,7 @@ import argparse
 from typing import Any, Final, NoReturn
 
 from penstock.cli.errors import ExitCode, Failure
-from penstock.cli.options import Argument, Command, Shape
+from penstock.cli.options import Argument, Command, Shape, split_words
 
 __all__ = ["parse_arguments"]
 
@@ -53,11 +53,30 @@ def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
     elif argument.shape is Shape.FLAG:
         parser.add_argument(*argument.names, action="store_true", help=argument.help)
     else:
+        repeated = argument.shape is Shape.REPEATED
         parser.add_argument(
             *argument.names,
-            action="append" if argument.shape is Shape.REPEATED else "store",
-            default=[] if argument.shape is Shape.REPEATED else None,
+            action=_WordsAction if repeated else "store",
+            default=[] if repeated else None,
             type=int if argument.number else str,
             metavar=argument.metavar,
             help=argument.help,
         )
+
+
+class _WordsAction(argparse.Action):
+    """Collects the arguments of ``-o``; ``-o help`` answers at once, whatever else is missing."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if any(name == "help" for name, _ in split_words(values)):
+            from penstock.cli.help import words_help
+
+            print(words_help(), end="")
+            parser.exit()
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])

@@ -11,7 +11,7 @@ import os
 import select
 from typing import Final
 
-__all__ = ["process_name", "process_start_time", "process_uid", "wait_process_exit"]
+__all__ = ["process_name", "process_start_time", "process_state", "wait_process_exit"]
 
 _START_TIME: Final = 19
 """Index of field 22 (starttime) among the fields after the command name."""
@@ -31,6 +31,12 @@ def process_start_time(pid: int) -> int | None:
     return int(fields[_START_TIME])
 
 
+def process_state(pid: int) -> str | None:
+    """The state letter of a process (``R``, ``S``, ``T`` for stopped, …); None if it has gone."""
+    fields = _stat(pid)
+    return None if fields is None else fields[_STATE].decode("ascii")
+
+
 def process_name(pid: int) -> str:
     """The command name of a process (at most 15 bytes), ``?`` if it cannot be told."""
     try:
@@ -38,14 +44,6 @@ def process_name(pid: int) -> str:
             return os.fsdecode(file.read(64).rstrip(b"\n")) or "?"
     except OSError:
         return "?"
-
-
-def process_uid(pid: int) -> int | None:
-    """The effective uid of a process as shown by procfs; None if it has gone."""
-    try:
-        return os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        return None
 
 
 def wait_process_exit(pid: int, start_time: int, timeout: float) -> bool:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_MAX_WORKERS: Final = 64
+_MAX_POLL: Final = 5000
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -156,7 +158,12 @@ def _mountpoint(path: str) -> str:
     target = resolve_parent(path)
     entry = find_mount(target)
     if entry is None:
-        return os.path.realpath(target)
+        target = os.path.realpath(target)
+        if not os.path.lexists(target):
+            raise Failure(f"{path}: the mount point does not exist", ExitCode.MOUNT)
+        if not os.path.isdir(target):
+            raise Failure(f"{path}: the mount point is not a directory", ExitCode.MOUNT)
+        return target
     listed = find_record(entry)
     if listed is not None and listed.state is State.STALE:
         raise Failure(
@@ -176,7 +183,6 @@ def _mount_options(words: Words, server: Server, source: str) -> MountOptions:
     for word in ("suid", "dev"):
         if word in generic and not root:
             raise Failure(f"-o {word}: is for root only", ExitCode.USAGE)
-    poll = generic.get("poll", "auto")
     options = MountOptions(
         source=generic.get("fsname", source),
         subtype=generic.get("subtype", "penstock"),
@@ -186,13 +192,27 @@ def _mount_options(words: Words, server: Server, source: str) -> MountOptions:
         dev="dev" in generic,
         exec="noexec" not in generic,
         symfollow="nosymfollow" not in generic,
-        poll=int(poll) if poll.isascii() and poll.isdigit() else poll,
+        poll=_poll(generic.get("poll", "auto")),
         datapath=generic.get("datapath", "auto"),
         max_read=int(generic.get("max_read", 0)),
     )
     if "workers" in generic:
-        options = dataclasses.replace(options, workers=int(generic["workers"]))
+        workers = int(generic["workers"])
+        if not 1 <= workers <= _MAX_WORKERS:
+            raise Failure(f"-o workers={workers}: is not in 1 to {_MAX_WORKERS}", ExitCode.USAGE)
+        options = dataclasses.replace(options, workers=workers)
     return options
+
+
+def _poll(text: str) -> str | int:
+    if text in {"auto", "off"}:
+        return text
+    if text.isascii() and text.isdigit() and int(text) <= _MAX_POLL:
+        return int(text)
+    raise Failure(
+        f"-o poll={text}: is neither auto nor off nor microseconds up to {_MAX_POLL}",
+        ExitCode.USAGE,
+    )
 
 
 def _publish(mounted: Mount, server: Server, source: str, stack: contextlib.ExitStack) -> None:

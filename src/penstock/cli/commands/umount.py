@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import errno
 import os
+import signal
 import time
 from typing import Final
 
@@ -21,7 +22,12 @@ from penstock.control import Listed, State, remove_record
 from penstock.sys.fusermount import fusermount_unmount
 from penstock.sys.mount import umount
 from penstock.sys.mountinfo import MountInfo
-from penstock.sys.process import process_name, wait_process_exit
+from penstock.sys.process import (
+    process_name,
+    process_start_time,
+    process_state,
+    wait_process_exit,
+)
 
 __all__ = ["run"]
 
@@ -66,6 +72,10 @@ def _take_away(entry: MountInfo, *, lazy: bool) -> None:
 def _wait(path: str, listed: Listed, *, lazy: bool) -> None:
     """Wait for the end of the server; a lazily detached one may live on while it is in use."""
     record = listed.record
+    # One that was stopped cannot end. Its mount is gone, so nothing is lost by letting it run.
+    if process_state(record.pid) == "T" and process_start_time(record.pid) == record.start_time:
+        with contextlib.suppress(OSError):
+            os.kill(record.pid, signal.SIGCONT)
     seconds = _LAZY_SECONDS if lazy else _EXIT_SECONDS
     if not wait_process_exit(record.pid, record.start_time, seconds) and not lazy:
         raise Failure(
