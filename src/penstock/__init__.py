@@ -8,8 +8,8 @@ To write a filesystem, subclass :class:`Operations` and call :func:`mount`::
     with penstock.mount(MyFilesystem(), "/mnt") as mounted:
         mounted.wait()
 
-What lives where, from the bottom up: ``abi`` (numbers and layouts), ``sys`` (system calls), ``wire``
-(messages), ``fs`` (what a filesystem implements), ``session`` (the engine), ``transport``
+What lives where, from the bottom up: ``abi`` (numbers and layouts), ``sys`` (system calls),
+``wire`` (messages), ``fs`` (what a filesystem implements), ``session`` (the engine), ``transport``
 (/dev/fuse), ``formats`` (on-disk formats), ``datapath`` (which way data goes), ``servers`` (ext4),
 ``serve`` (putting a mount together), ``control``, ``client``, ``cli``, ``testing``.
 
