@@ -113,7 +113,7 @@ def _nothing(_answer: object, _request: object) -> bytes:
     return b""
 
 
-def encode_entry(entry: Entry, _request: object = None) -> bytes:
+def _encode_entry(entry: Entry, _request: object = None) -> bytes:
     return _ENTRY(*entry[:_ENTRY_HEAD], *entry[_ENTRY_HEAD])
 
 
@@ -127,7 +127,7 @@ def _encode_open(answer: OpenReply, _request: object = None) -> bytes:
 
 
 def _encode_create(answer: tuple[Entry, OpenReply], _request: object) -> bytes:
-    return encode_entry(answer[0]) + _encode_open(answer[1])
+    return _encode_entry(answer[0]) + _encode_open(answer[1])
 
 
 def _encode_bytes(answer: bytes, _request: object) -> bytes:
@@ -307,7 +307,7 @@ def _release(ops: Operations, ctx: Context, node: NodeId, r: Any) -> Any:
 _O = Opcode
 
 ROWS: Final[Mapping[int, Row]] = {
-    _O.LOOKUP: Row("lookup", lambda o, c, n, r: o.lookup(c, n, r.name), encode_entry),
+    _O.LOOKUP: Row("lookup", lambda o, c, n, r: o.lookup(c, n, r.name), _encode_entry),
     _O.GETATTR: Row(
         "getattr",
         lambda o, c, n, r: o.getattr(c, n, _fh(r.arg.getattr_flags & _GETATTR_FH, r.arg.fh)),
@@ -316,17 +316,17 @@ ROWS: Final[Mapping[int, Row]] = {
     _O.SETATTR: Row("setattr", _setattr, _encode_attr),
     _O.READLINK: Row("readlink", lambda o, c, n, r: o.readlink(c, n), _encode_bytes),
     _O.SYMLINK: Row(
-        "symlink", lambda o, c, n, r: o.symlink(c, n, r.name, r.target, _creation(r)), encode_entry
+        "symlink", lambda o, c, n, r: o.symlink(c, n, r.name, r.target, _creation(r)), _encode_entry
     ),
     _O.MKNOD: Row(
         "mknod",
         lambda o, c, n, r: o.mknod(c, n, r.name, r.arg.mode, r.arg.rdev, _creation(r, r.arg.umask)),
-        encode_entry,
+        _encode_entry,
     ),
     _O.MKDIR: Row(
         "mkdir",
         lambda o, c, n, r: o.mkdir(c, n, r.name, r.arg.mode, _creation(r, r.arg.umask)),
-        encode_entry,
+        _encode_entry,
     ),
     _O.UNLINK: Row("unlink", lambda o, c, n, r: o.unlink(c, n, r.name), _nothing),
     _O.RMDIR: Row("rmdir", lambda o, c, n, r: o.rmdir(c, n, r.name), _nothing),
@@ -341,7 +341,7 @@ ROWS: Final[Mapping[int, Row]] = {
         _nothing,
     ),
     _O.LINK: Row(
-        "link", lambda o, c, n, r: o.link(c, NodeId(r.arg.oldnodeid), n, r.newname), encode_entry
+        "link", lambda o, c, n, r: o.link(c, NodeId(r.arg.oldnodeid), n, r.newname), _encode_entry
     ),
     _O.OPEN: Row(
         "open",
