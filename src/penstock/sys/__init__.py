@@ -1,2 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls and ioctls. The only place with ctypes."""
+"""System calls and ioctls: one small function each, an OSError that names the call.
+
+The only place with ctypes (``libc.py``). ``mount.py`` mounts, ``mountinfo.py`` finds mounts without
+touching them, ``devfuse.py`` is the FUSE device, ``fusermount.py`` the helper for callers without
+privilege, ``probe.py`` what only a try can tell.
+"""
+
+__all__ = ["devfuse", "fusermount", "libc", "mount", "mountinfo", "probe"]
