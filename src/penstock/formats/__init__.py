@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """On-disk formats over a :class:`BlockSource`. Nothing here knows of FUSE; nothing writes an image.
 
-``source.py`` is where readers get bytes from, ``errors.py`` what they may raise, ``detect.py`` tells
+``source.py`` is where readers get bytes from, ``errors.py`` what they may raise, ``detect.py`` says
 what an image is. Each format is a package: ``ext4``, ``partition``.
 """
 
