@@ -46,6 +46,7 @@ _ATTEMPTS: Final = 3
 _ENCRYPT: Final = int(InodeFlag.ENCRYPT)
 _EA_INODE: Final = int(InodeFlag.EA_INODE)
 _INDEX: Final = int(InodeFlag.INDEX)
+_INDEX_AND_CASEFOLD: Final = _INDEX | int(InodeFlag.CASEFOLD)
 _INLINE_DATA: Final = int(InodeFlag.INLINE_DATA)
 
 
@@ -161,7 +162,8 @@ class Ext4Reader:
         """As :meth:`lookup`, in the blocks of the directory."""
         if directory.flags & _INLINE_DATA:
             return find_inline(self._volume, self._inodes, directory, name)
-        if directory.flags & _INDEX and directory.size > FEW_BLOCKS * self.block_size:
+        indexed = directory.flags & _INDEX_AND_CASEFOLD == _INDEX  # folded names are hashed
+        if indexed and directory.size > FEW_BLOCKS * self.block_size:
             try:
                 return find_indexed(self._volume, directory, name)
             except BrokenIndex:
