@@ -26,7 +26,8 @@ class Context(NamedTuple):
 
     unique: Unique
     uid: int
-    """Effective (filesystem) uid of the caller; 0xFFFFFFFF on an idmapped mount."""
+    """Effective (filesystem) uid of the caller. Once ALLOW_IDMAP was negotiated, 0xFFFFFFFF (as is
+    gid) in all requests but those that make an inode."""
     gid: int
     pid: int
     """Numbered in the pid namespace of the process that made the mount; 0 for the kernel."""

@@ -44,6 +44,7 @@ from penstock.fs import (
     StatxReply,
 )
 from penstock.servers.base import Server
+from penstock.servers.callers import sees_trusted
 from penstock.servers.ext4.describe import describe
 from penstock.servers.ext4.options import Ext4Options
 
@@ -61,7 +62,7 @@ _KEPT_MAPPINGS: Final = 64
 _FS_IOC_GETFLAGS: Final = 0x8008_6601
 _FS_IOC_GETVERSION: Final = 0x8008_7601
 _FS_IOC_FSGETXATTR: Final = 0x801C_581F
-_USER_VISIBLE_FLAGS: Final = 0x604B_DFFF
+_USER_VISIBLE_FLAGS: Final = 0x725B_DFFF
 
 _STATX_ATTRIBUTES: Final = {
     InodeFlag.COMPR: 0x4,
@@ -256,7 +257,9 @@ class Ext4Server(Operations):
 
     def listxattr(self, ctx: Context, nodeid: NodeId) -> Sequence[bytes]:
         names = self._reader.listxattr(self._inode(nodeid))
-        return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
+        if any(name.startswith(b"trusted.") for name in names) and not sees_trusted(ctx):
+            return [name for name in names if not name.startswith(b"trusted.")]
+        return names
 
     # Data
 
