@@ -207,10 +207,11 @@ class PlusTreeFilesystem(TreeFilesystem):
     def readdirplus(
         self, ctx: Context, nodeid: NodeId, fh: FileHandle, offset: int
     ) -> Iterable[tuple[DirEntry, Entry | None]]:
-        items = dict(self.listing(self.nodes[nodeid]))
-        for dirent in self.readdir(ctx, nodeid, fh, offset):
-            dots = dirent.name in {b".", b".."}
-            yield dirent, None if dots else self.entry(items[dirent.name])
+        listed = self.listing(self.nodes[nodeid])[offset:]
+        for dirent, (name, item) in zip(
+            self.readdir(ctx, nodeid, fh, offset), listed, strict=False
+        ):
+            yield dirent, None if name in {b".", b".."} else self.entry(item)
 
     def statx(
         self, ctx: Context, nodeid: NodeId, fh: FileHandle | None, flags: int, mask: int

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""doctor: what it names, that trials cannot hang or leave anything, what it makes of answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.abi.fuse import InitFlag
+from penstock.cli.main import main
+from penstock.cli.probes import Finding, fuse
+from penstock.cli.probes.base import Attempt, attempt, kernel_config, kernel_symbol
+from penstock.cli.probes.filesystems import erofs_image
+from penstock.sys import probe
+from tests.support.ordinary import OrdinaryUser
+
+NAMES = [
+    "fuse-device", "fusermount3", "mount-api", "fuse-protocol", "clone", "passthrough",
+    "uring-transport", "io-uring", "sync-init", "splice", "max-pages-limit", "request-timeout",
+    "resend", "fuse-idmap", "iomap", "remap", "erofs", "erofs-file", "overlayfs", "reflink",
+    "fs-verity", "idmapped-mounts", "file-handles", "user-mounts", "landlock", "seccomp",
+    "user-namespaces", "pidfd", "cgroup", "psi",
+]  # fmt: skip
+
+
+def children() -> set[str]:
+    mine = f"\nPPid:\t{os.getpid()}\n"
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                text = Path(f"/proc/{name}/status").read_text()
+            except OSError:
+                continue
+            if mine in text:
+                found.add(name)
+    return found
+
+
+def state() -> tuple[str, set[str], list[str]]:
+    """What a trial could leave behind: mounts, children, descriptors."""
+    return Path("/proc/self/mountinfo").read_text(), children(), os.listdir("/proc/self/fd")
+
+
+@pytest.mark.serial
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--json"])  # what is imported once stays open once
+    before = state()
+    capsys.readouterr()
+    begun = time.monotonic()
+    assert main(["doctor", "--json"]) == 0
+    assert time.monotonic() - begun < 20
+    found = json.loads(capsys.readouterr().out)
+    assert [feature["name"] for feature in found["features"]] == NAMES
+    for feature in found["features"]:
+        assert feature["kernel"] in {True, False, None}
+        assert feature["user"] in {True, False, None}
+        assert feature["how"]
+        assert feature["detail"]
+        if feature["kernel"] is False or feature["user"] is False:
+            assert feature["enable"]
+        if feature["kernel"] is False:
+            assert not feature["user"]
+    assert state() == before
+
+
+def test_doctor_for_people(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    findings = [
+        Finding("a", "The first", True, True, "fine", "tried"),
+        Finding("b", "Second\x1b", True, False, "not allowed", "read x", "ask for it"),
+        Finding("c", "Third", None, None, "unknown", "not tried"),
+    ]
+    monkeypatch.setattr("penstock.cli.probes.all_findings", lambda: findings)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "The first  yes     yes  fine (tried)\n" in out
+    assert "no   not allowed (read x)\n" in out
+    assert "to get it: ask for it\n" in out
+    assert "?       ?    unknown (not tried)\n" in out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert main(["doctor"]) == 0
+    assert "\x1b[32myes" in capsys.readouterr().out
+
+
+@pytest.mark.requires("ordinary-user")
+def test_doctor_for_ordinary_users(ordinary_user: OrdinaryUser) -> None:
+    process = ordinary_user.popen([*ordinary_user.penstock, "doctor", "--json"])
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    features = {feature["name"]: feature for feature in json.loads(out)["features"]}
+    assert list(features) == NAMES
+    assert features["passthrough"]["user"] is not True
+    assert features["erofs-file"]["user"] is False
+    assert features["landlock"]["user"] == features["landlock"]["kernel"]
+    assert not list(Path("/tmp").glob("penstock-doctor-*"))
+
+
+# Trials
+
+
+def test_trial_answers() -> None:
+    assert attempt(lambda: {"a": [1]}) == Attempt({"a": [1]}, 0, "")
+
+
+def test_trial_fails() -> None:
+    def refused() -> None:
+        raise PermissionError(1, "not you")
+
+    def broken() -> None:
+        raise KeyError("x")
+
+    assert attempt(refused) == Attempt(None, 1, "not you")
+    assert attempt(broken) == Attempt(None, 0, "KeyError: 'x'")
+    assert attempt(lambda: os._exit(0)).reason == "the trial died"
+    assert attempt(lambda: os.kill(os.getpid(), signal.SIGKILL)).reason == "the trial died"
+
+
+def test_trial_that_hangs_is_ended_with_its_children() -> None:
+    read_end, write_end = os.pipe()
+
+    def hang() -> None:
+        os.close(read_end)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.fork()
+        signal.pause()
+
+    assert attempt(hang, seconds=0.2).reason == "no answer within 0 s"
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        assert pipe.read() == b""  # all who could write to it have ended
+    assert not children()
+
+
+def test_trial_leaves_no_descriptor() -> None:
+    before = os.listdir("/proc/self/fd")
+    attempt(lambda: 1)
+    attempt(lambda: os._exit(1))
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_kernel_texts_that_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.cli.probes.base._config", dict)
+    monkeypatch.setattr("penstock.cli.probes.base._symbols", frozenset)
+    assert kernel_config("EROFS_FS") is None
+    assert kernel_symbol("fuse_remap_file_range") is None
+    monkeypatch.setattr("penstock.cli.probes.base._config", lambda: {"A": "y", "B": "m", "C": "12"})
+    assert [kernel_config(name) for name in "ABCD"] == [True, True, False, False]
+
+
+@pytest.mark.requires("root")
+@pytest.mark.serial
+def test_erofs_image_is_one(tmp_path: Path) -> None:
+    """The kernel lists its root directory."""
+    if "erofs" not in Path("/proc/filesystems").read_text():
+        subprocess.run(["modprobe", "erofs"], check=False, capture_output=True)
+    image = tmp_path / "image"
+    image.write_bytes(erofs_image())
+
+    def mount_and_list() -> list[str]:
+        from penstock.abi.mount import MountAttr
+        from penstock.sys import mount as sysmount
+
+        context = sysmount.fsopen("erofs")
+        sysmount.fsconfig_string(context, "source", str(image))
+        sysmount.fsconfig_flag(context, "ro")
+        sysmount.fsconfig_create(context)
+        fd = sysmount.fsmount(context, MountAttr(0))
+        names = os.listdir(os.open(".", os.O_RDONLY, dir_fd=fd))
+        return [*names, oct(os.fstat(fd).st_mode)]
+
+    found = attempt(mount_and_list)
+    if found.errno in {15, 19}:  # ENOTBLK, ENODEV: no file-backed mounts, or no EROFS at all
+        assert found.value is None
+    else:
+        assert found.value == ["0o40755"]
+
+
+# What the features of a connection are made of
+
+
+def offer(flags: int, **more: Any) -> dict[str, Any]:
+    return {"minor": 45, "flags": flags, "clone": True, "backing": None, **more}
+
+
+@pytest.mark.parametrize(
+    ("flags", "backing", "kernel", "user"),
+    [
+        (0, None, False, False),
+        (InitFlag.PASSTHROUGH, 0, True, True),
+        (InitFlag.PASSTHROUGH, 1, True, False),
+    ],
+)
+def test_passthrough(flags: int, backing: int | None, kernel: bool, user: bool) -> None:
+    found = fuse._passthrough(offer(int(flags), backing=backing), "how")
+    assert (found.kernel, found.user, bool(found.enable)) == (kernel, user, not user)
+
+
+def test_uring_transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    switch: list[str | None] = ["N"]
+    monkeypatch.setattr(fuse, "file_text", lambda _path: switch[0])
+    off = fuse._uring_transport(offer(0), "how")
+    assert (off.kernel, off.user) == (True, False)
+    assert "echo Y >" in off.enable
+    on = fuse._uring_transport(offer(int(InitFlag.OVER_IO_URING)), "how")
+    assert (on.kernel, on.user, on.enable) == (True, True, "")
+    switch[0] = None
+    old = fuse._uring_transport(offer(0), "how")
+    assert (old.kernel, old.user) == (False, False)
+
+
+def test_iomap_is_not_taken_for_a_bit_of_another_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuse, "file_text", lambda _path: None)
+    monkeypatch.setattr(fuse, "kernel_symbol", lambda _name: False)
+    assert fuse._iomap(offer(1 << 43), "how").kernel is False
+    monkeypatch.setattr(fuse, "file_text", lambda _path: "Y")
+    assert fuse._iomap(offer(1 << 43), "how").user is True
+    assert fuse._iomap(offer(0), "how").user is False
+
+
+def test_without_a_connection_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuse, "try_connection", lambda: (Attempt(None, 1, "no way"), "failed"))
+    found = {finding.name: finding for finding in fuse.fuse_findings()}
+    assert found["fuse-protocol"].detail == "no way"
+    for name in ("clone", "passthrough", "request-timeout", "resend", "fuse-idmap"):
+        assert (found[name].kernel, found[name].user) == (None, None)
+
+
+def test_probe_calls_that_change_nothing(tmp_path: Path) -> None:
+    """They either work or say why not, with an OSError."""
+    for action in (probe.io_uring_supported, probe.landlock_abi):
+        try:
+            action()
+        except OSError as error:
+            assert error.errno in {1, 13, 22, 38, 95}  # noqa: PT017  either outcome is right
+    assert probe.file_handle_size(sys.executable) >= 8
+    file = tmp_path / "f"
+    file.write_bytes(b"x")
+    with open(file, "rb") as opened, pytest.raises(OSError, match=r".") as caught:
+        probe.clone_file(opened.fileno(), opened.fileno())  # not open for writing
+    assert caught.value.errno in {9, 22, 25, 95}
