@@ -8,127 +8,38 @@ kernel refuses, and otherwise sees the same tree.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import shutil
-import stat
 import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from penstock.formats.errors import FormatError
+from penstock.formats.crc import raw_crc32c
+from penstock.formats.errors import BadChecksum, FormatError
 from penstock.formats.ext4 import jbd2
 from penstock.formats.ext4 import journal as journal_module
-from penstock.formats.ext4.fastcommit import FastCommit
-from penstock.formats.ext4.journal import ReplayResult
 from penstock.formats.ext4.journalfile import open_journal
 from penstock.formats.ext4.reader import Ext4Reader
-from tests.support.ext4tree import Facts, mounted_tree, reader_tree
-from tests.support.images import copy_image, debugfs, kernel_mount, make_image, open_source, poke
+from tests.support.dirty import (
+    assert_same,
+    dirty_image,
+    fsync,
+    kernel_tree,
+    penstock_tree,
+    settle,
+)
+from tests.support.images import (
+    copy_image,
+    open_source,
+    peek,
+    poke,
+)
 
 pytestmark = pytest.mark.requires("kernel-ext4", "mke2fs")
-
-Work = Callable[[Path], None]
 MAGIC = jbd2.ESCAPED_BYTES
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def settle(top: Path) -> None:
-    """Commit what was done, with the data of all files.
-
-    Not by sync(2), which also writes the blocks in place: then there is nothing to replay.
-    """
-    settle_files(top)
-    _fsync(top)
-
-
-def settle_files(top: Path) -> None:
-    """As :func:`settle`, where a fast commit will do (that of a directory is always a full one)."""
-    for folder, _, names in os.walk(top):
-        for name in names:
-            path = Path(folder, name)
-            if path.is_file() and not path.is_symlink():
-                _fsync(path)
-
-
-def dirty_image(
-    image: Path,
-    work: Work,
-    *,
-    options: tuple[str, ...] = (),
-    mount: str = "",
-    size: int = 64,
-    before: tuple[str, ...] = (),
-) -> Path:
-    """A copy of an image, caught while it was mounted and its journal dirty.
-
-    Args:
-        image: the copy to make.
-        work: what to do in the mounted filesystem; it ends with what makes it durable.
-        options: for mke2fs.
-        mount: options for mount.
-        size: MiB.
-        before: debugfs commands for the image before it is mounted.
-    """
-    live = make_image(image.with_suffix(".live"), size=size << 20, options=options)
-    if before:
-        debugfs(live, *before)
-    words = "commit=300" + (f",{mount}" if mount else "")
-    with kernel_mount(live, image.with_suffix(".mnt"), words) as top:
-        work(top)
-        copy_image(live, image)
-    live.unlink()
-    return image
-
-
-def kernel_tree(image: Path) -> dict[bytes, Facts] | None:
-    """The tree as the kernel sees it after it replayed a copy; None: it refuses the mount."""
-    copy = copy_image(image, image.with_name(f"{image.name}.kernel"))
-    try:
-        with kernel_mount(copy, image.with_suffix(".kmnt"), "noatime") as top:
-            return mounted_tree(top)
-    except RuntimeError:
-        return None
-    finally:
-        copy.unlink()
-
-
-def penstock_tree(image: Path) -> tuple[dict[bytes, Facts], ReplayResult]:
-    """The tree as the reader sees it, and what it found in the journal."""
-    with open_source(image) as source:
-        reader = Ext4Reader(source)
-        assert reader.journal is not None
-        return reader_tree(reader), reader.journal
-
-
-def unreplayed_tree(image: Path) -> dict[bytes, Facts] | None:
-    """The tree as it lies on disk; None: it cannot be read."""
-    with open_source(image) as source:
-        try:
-            return reader_tree(Ext4Reader(source, replay=False))
-        except FormatError:
-            return None
-
-
-def assert_same(image: Path) -> ReplayResult:
-    """The reader's view of a dirty image is the kernel's, and not that of the disk."""
-    expected = kernel_tree(image)
-    assert expected is not None
-    seen, journal = penstock_tree(image)
-    assert seen == expected
-    assert unreplayed_tree(image) != expected
-    return journal
 
 
 def work_of_all_sorts(top: Path) -> None:
@@ -229,7 +140,7 @@ def test_log_that_wraps_around(tmp_path: Path, features: str) -> None:
             folder.mkdir()
             for name in range(12):
                 (folder / f"{name}").symlink_to("t" * 200)  # never a fast commit
-            _fsync(folder)
+            fsync(folder)
 
     options: tuple[str, ...] = ("-b", "1024", "-J", "size=1")
     if features == "fast_commit":
@@ -280,162 +191,173 @@ def test_aborted_journal_is_warned_of(tmp_path: Path) -> None:
     assert_same(image)
 
 
-FAST = ("-O", "fast_commit")
+class LogBlock(NamedTuple):
+    """A block of the log that is not a copy."""
+
+    address: int
+    kind: int
+    tid: int
 
 
-def without_directory_times(tree: dict[bytes, Facts]) -> dict[bytes, Facts]:
-    """A tree less what the kernel's replay of fast commits sets to the present, or gets wrong."""
+class DirtyLog(NamedTuple):
+    """A dirty image, and where the parts of its journal are."""
+
+    image: Path
+    block_size: int
+    superblock: int
+    blocks: list[LogBlock]
+    checksums: jbd2.Checksums
+
+    def of(self, kind: int) -> list[int]:
+        """Addresses of the blocks of one kind, in the order of the log."""
+        return [block.address for block in self.blocks if block.kind == kind]
+
+    def flip(self, address: int) -> None:
+        """Invert the bits of a byte."""
+        poke(self.image, address, bytes([peek(self.image, address, 1)[0] ^ 0xFF]))
+
+    def set_superblock(self, offset: int, value: int) -> None:
+        """Change a field of the journal superblock, which keeps a good checksum."""
+        poke(self.image, self.superblock + offset, struct.pack(">I", value))
+        data = bytearray(peek(self.image, self.superblock, 1024))
+        data[0xFC:0x100] = bytes(4)
+        if data[0x50]:
+            poke(
+                self.image,
+                self.superblock + 0xFC,
+                struct.pack(">I", raw_crc32c(0xFFFFFFFF, bytes(data))),
+            )
+
+    def set_commit_time(self, address: int, seconds: int) -> None:
+        """Change the time of a commit block, which then has a bad checksum (where it has one)."""
+        poke(self.image, address + 0x30, struct.pack(">Q", seconds))
+
+
+def dirty_log(image: Path) -> DirtyLog:
+    """Find the parts of the journal of a dirty image whose log has not gone round."""
+    with open_source(image) as source:
+        reader = Ext4Reader(source)
+        log = open_journal(reader._volume, reader._inodes)
+        raw, places = jbd2.parse_journal_superblock(log.read(0), log.block_size, log.count)
+        blocks = []
+        for index in range(raw.start, places.last):
+            magic, kind, tid = jbd2.HEADER.unpack_from(log.read(index))
+            if magic == jbd2.MAGIC and kind in {jbd2.DESCRIPTOR, jbd2.COMMIT, jbd2.REVOKE}:
+                blocks.append(LogBlock(log.address(index), kind, tid))
+        checksums = jbd2.Checksums(raw.feature_incompat, raw.uuid)
+        return DirtyLog(image, log.block_size, log.address(0), blocks, checksums)
+
+
+Damage = Callable[[DirtyLog], None]
+
+
+DAMAGES: dict[str, Damage] = {
+    "none": lambda _: None,
+    "last commit block zeroed": lambda log: poke(
+        log.image, log.of(jbd2.COMMIT)[-1], bytes(log.block_size)
+    ),
+    "first commit block zeroed": lambda log: poke(
+        log.image, log.of(jbd2.COMMIT)[0], bytes(log.block_size)
+    ),
+    "last commit block: checksum": lambda log: log.flip(log.of(jbd2.COMMIT)[-1] + 0x11),
+    "first commit block: checksum": lambda log: log.flip(log.of(jbd2.COMMIT)[0] + 0x11),
+    "last commit block: checksum size": lambda log: log.flip(log.of(jbd2.COMMIT)[-1] + 0x0D),
+    "last commit block: end not zero": lambda log: log.flip(log.of(jbd2.COMMIT)[-1] + 900),
+    "last commit block: of the past": lambda log: log.set_commit_time(
+        log.of(jbd2.COMMIT)[-1], 1000
+    ),
+    "last commit block: of the future": lambda log: log.set_commit_time(
+        log.of(jbd2.COMMIT)[-1], 1 << 40
+    ),
+    "last commit block: type": lambda log: log.flip(log.of(jbd2.COMMIT)[-1] + 7),
+    "last commit block: transaction": lambda log: log.flip(log.of(jbd2.COMMIT)[-1] + 11),
+    "first descriptor: a tag": lambda log: log.flip(log.of(jbd2.DESCRIPTOR)[0] + 15),
+    "first descriptor: end": lambda log: log.flip(log.of(jbd2.DESCRIPTOR)[0] + log.block_size - 1),
+    "last descriptor: end": lambda log: log.flip(log.of(jbd2.DESCRIPTOR)[-1] + log.block_size - 1),
+    "last descriptor: end, commit of the past": lambda log: (
+        log.flip(log.of(jbd2.DESCRIPTOR)[-1] + log.block_size - 1),
+        log.set_commit_time(log.of(jbd2.COMMIT)[-1], 1000),
+    )[0],
+    "last descriptor zeroed": lambda log: poke(
+        log.image, log.of(jbd2.DESCRIPTOR)[-1], bytes(log.block_size)
+    ),
+    "first descriptor zeroed": lambda log: poke(
+        log.image, log.of(jbd2.DESCRIPTOR)[0], bytes(log.block_size)
+    ),
+    "revoke block: end": lambda log: log.flip(log.of(jbd2.REVOKE)[0] + log.block_size - 1),
+    "revoke block: a record": lambda log: log.flip(log.of(jbd2.REVOKE)[0] + 17),
+    "revoke block: size": lambda log: log.flip(log.of(jbd2.REVOKE)[0] + 13),
+    "superblock: checksum": lambda log: log.flip(log.superblock + 0xFC),
+    "superblock: magic": lambda log: log.flip(log.superblock),
+    "superblock: block size": lambda log: log.set_superblock(0x0C, 512),
+    "superblock: length": lambda log: log.set_superblock(0x10, 1 << 30),
+    "superblock: too short": lambda log: log.set_superblock(0x10, 600),
+    "superblock: first block": lambda log: log.set_superblock(0x14, 0),
+    "superblock: later transaction": lambda log: log.set_superblock(0x18, 1 << 20),
+    "superblock: clean": lambda log: log.set_superblock(0x1C, 0),
+    "superblock: start outside": lambda log: log.set_superblock(0x1C, 1 << 30),
+    "superblock: incompat features": lambda log: log.set_superblock(0x28, 0x80),
+    "superblock: two checksums": lambda log: log.set_superblock(0x28, 0x18),
+    "superblock: ro_compat features": lambda log: log.set_superblock(0x2C, 1),
+}
+LOGS = {
+    "v3": (("-b", "1024"), ""),
+    "v3-async": (("-b", "1024"), "journal_async_commit,data=writeback"),
+    "v1": (("-b", "1024", *PLAIN), "journal_checksum"),
+    "v1-async": (("-b", "1024", *PLAIN), "journal_async_commit,data=writeback"),
+    "none": (("-b", "1024", *PLAIN), ""),
+}
+
+
+def work_of_damaged_log(top: Path) -> None:
+    """A small log with all kinds of blocks: some transactions, one of which revokes."""
+    (top / "gone").mkdir()
+    settle(top)
+    for index in range(3):
+        (top / f"file{index}").write_text(f"file{index}")
+        settle(top)
+    (top / "gone").rmdir()
+    (top / "kept").mkdir()
+    settle(top)
+    (top / "last").write_text("last")
+    settle(top)
+
+
+@pytest.fixture(scope="module")
+def damaged_logs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Dirty images of each kind of checksums."""
+    place = tmp_path_factory.mktemp("logs")
     return {
-        path: facts._replace(links=0, size=0, blocks512=0, atime=0, mtime=0, ctime=0)
-        if stat.S_ISDIR(facts.mode)
-        else facts
-        for path, facts in tree.items()
+        name: dirty_image(place / name, work_of_damaged_log, options=options, mount=mount, size=8)
+        for name, (options, mount) in LOGS.items()
     }
 
 
-def directory_links(tree: dict[bytes, Facts]) -> dict[bytes, int]:
-    """The link counts of the directories."""
-    return {path: facts.links for path, facts in tree.items() if stat.S_ISDIR(facts.mode)}
+@pytest.mark.parametrize("kind", LOGS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_judged_as_by_the_kernel(
+    tmp_path: Path, damaged_logs: dict[str, Path], kind: str, damage: str
+) -> None:
+    log = dirty_log(copy_image(damaged_logs[kind], tmp_path / "damaged"))
+    DAMAGES[damage](log)
+    expected = kernel_tree(log.image)
+    if expected is None:
+        with pytest.raises(FormatError, match="journal"):
+            penstock_tree(log.image)
+    else:
+        assert penstock_tree(log.image)[0] == expected
 
 
-def check_fast(tmp_path: Path, work: Work, *options: str, commits: int = 1) -> FastCommit:
-    """Fast commits of ``work``, which ends with one: seen as the kernel sees them."""
-    live: dict[bytes, Facts] = {}
-
-    def observed(top: Path) -> None:
-        work(top)
-        live.update(mounted_tree(top))
-
-    image = dirty_image(tmp_path / "dirty", observed, options=(*FAST, *options), mount="noatime")
-    expected = kernel_tree(image)
-    assert expected is not None
-    seen, journal = penstock_tree(image)
-    assert without_directory_times(seen) == without_directory_times(expected)
-    assert directory_links(seen) == directory_links(live)
-    assert journal.fast_commit is not None
-    assert journal.fast_commit.commits >= commits
-    return journal.fast_commit
-
-
-def base_of_fast_commits(top: Path) -> Path:
-    """Something to change, committed in full."""
-    folder = top / "folder"
-    folder.mkdir()
-    for name in ("base", "gone", "moved", "over", "under", "file"):
-        (folder / name).write_text(name)
-    os.link(folder / "base", folder / "base2")
-    (folder / "big").write_bytes(os.urandom(1 << 20))
-    (folder / "old").mkdir()
-    os.sync()
-    return folder
-
-
-def work_with_names(top: Path) -> None:
-    folder = base_of_fast_commits(top)
-    (folder / "new").write_text("new file")
-    _fsync(folder / "new")
-    (folder / "moved").rename(folder / "moved2")
-    _fsync(folder / "moved2")
-    (folder / "gone").unlink()
-    (folder / "base2").unlink()
-    os.link(folder / "new", folder / "new2")
-    _fsync(folder / "new")
-    (folder / "sub").mkdir(mode=0o751)
-    (folder / "sub" / "inner").write_text("inner")
-    (folder / "sub" / "subsub").mkdir()
-    _fsync(folder / "sub" / "inner")
-    (folder / "under").rename(folder / "over")
-    _fsync(folder / "over")
-    (folder / "old").rmdir()
-    (folder / "gone").write_text("here again")
-    (folder / "file").chmod(0o4711)
-    os.chown(folder / "file", 70000, 80000)
-    os.utime(folder / "file", ns=(5, 2**33 * 10**9 + 6))
-    _fsync(folder / "gone")
-    _fsync(folder / "file")
-
-
-def work_with_ranges(top: Path) -> None:
-    folder = base_of_fast_commits(top)
-    with (folder / "big").open("r+b") as file:
-        fd = file.fileno()
-        os.truncate(fd, 300_000)
-        os.fsync(fd)
-        os.posix_fallocate(fd, 2_000_000, 100_000)
-        os.pwrite(fd, b"HELLO", 2_050_000)
-        os.fsync(fd)
-        os.pwrite(fd, b"ABC", 5_000_000)
-        os.fsync(fd)
-    path = os.fspath(folder / "big")
-    subprocess.run(["fallocate", "-p", "-o", "8192", "-l", "16384", path], check=True)
-    _fsync(folder / "big")
-    with (folder / "sparse").open("wb") as file:
-        for index in range(12):
-            file.seek(index * 70_000)
-            file.write(b"island")
-    _fsync(folder / "sparse")
-    with (folder / "base").open("ab") as file:
-        file.write(os.urandom(100_000))
-    _fsync(folder / "base")
-
-
-def work_in_large_directory(top: Path) -> None:
-    folder = top / "folder"
-    folder.mkdir()
-    for index in range(600):
-        (folder / f"name{index}-{'x' * 30}").write_text(str(index))
-    os.sync()
-    for index in range(0, 600, 97):
-        (folder / f"name{index}-{'x' * 30}").unlink()
-        (folder / f"new{index}").write_text("new")
-        _fsync(folder / f"new{index}")
-    (folder / "new97").rename(folder / f"name96-{'x' * 30}")
-    (folder / "new0").unlink()
-    _fsync(folder / "new194")
-
-
-@pytest.mark.parametrize("block", ["1024", "4096"])
-@pytest.mark.parametrize(
-    "work", [work_with_names, work_with_ranges, work_in_large_directory], ids=lambda w: w.__name__
-)
-def test_fast_commits(tmp_path: Path, work: Work, block: str) -> None:
-    check_fast(tmp_path, work, "-b", block, commits=3)
-
-
-def test_fast_commits_without_checksums(tmp_path: Path) -> None:
-    options = ("-O", "fast_commit,^metadata_csum,^64bit", "-I", "128")
-    check_fast(tmp_path, work_with_names, *options, commits=3)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_fast_commits_at_random(tmp_path: Path, seed: int) -> None:
-    choice = random.Random(seed)
-
-    def work(top: Path) -> None:
-        folder = base_of_fast_commits(top)
-        names = [f"n{index}" for index in range(8)]
-        for _ in range(60):
-            path = folder / choice.choice(names)
-            other = folder / choice.choice(names)
-            what = choice.randrange(8)
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
-                if what <= 2:
-                    with path.open("r+b" if path.exists() else "wb") as file:
-                        file.seek(choice.randrange(40) * 4096)
-                        file.write(os.urandom(choice.randrange(1, 20_000)))
-                elif what == 3:
-                    path.unlink()
-                elif what == 4:
-                    path.rename(other)
-                elif what == 5:
-                    os.link(path, other)
-                elif what == 6:
-                    os.truncate(path, choice.randrange(100_000))
-                else:
-                    (folder / f"d{choice.randrange(4)}").mkdir()
-            if choice.random() < 0.4 and path.exists():
-                _fsync(path)
-        (folder / "last").write_text("last")
-        settle_files(top)
-
-    check_fast(tmp_path, work, "-b", choice.choice(["1024", "4096"]), commits=1)
+@pytest.mark.parametrize("kind", ["v3", "v3-async", "v1", "v1-async"])
+@pytest.mark.parametrize("which", [0, -1])
+def test_damaged_copy_is_judged_as_by_the_kernel(
+    tmp_path: Path, damaged_logs: dict[str, Path], kind: str, which: int
+) -> None:
+    log = dirty_log(copy_image(damaged_logs[kind], tmp_path / "damaged"))
+    log.flip(log.of(jbd2.DESCRIPTOR)[which] + log.block_size + 100)
+    expected = kernel_tree(log.image)
+    if expected is None:
+        with pytest.raises(BadChecksum, match="journal"):
+            penstock_tree(log.image)
+    else:
+        assert penstock_tree(log.image)[0] == expected
