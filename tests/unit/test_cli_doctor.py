@@ -45,9 +45,9 @@ def children() -> set[str]:
     return found
 
 
-def state() -> tuple[str, set[str], list[str]]:
-    """What a trial could leave behind: mounts, children, descriptors."""
-    return Path("/proc/self/mountinfo").read_text(), children(), os.listdir("/proc/self/fd")
+def state() -> tuple[set[str], list[str]]:
+    """What a trial could leave behind in this process."""
+    return children(), os.listdir("/proc/self/fd")
 
 
 @pytest.mark.serial
@@ -70,6 +70,22 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         if feature["kernel"] is False:
             assert not feature["user"]
     assert state() == before
+
+
+@pytest.mark.requires("root")
+def test_doctor_leaves_no_mount() -> None:
+    """In a mount namespace of its own, where nobody else mounts meanwhile."""
+    look = "cat /proc/self/mountinfo"
+    script = f"{look}; echo; {sys.executable} -m penstock doctor >&2 && {look}"
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, _, after = done.stdout.partition("\n\n")
+    assert before
+    assert after.strip() == before.strip()
 
 
 def test_doctor_for_people(

@@ -8,3 +8,5 @@ command that cannot go on raises :class:`penstock.cli.errors.Failure`.
 Rules: one clear line on stderr for every failure; no command touches a path on or below a mount
 made by penstock, since that would wait for its server; imports are made where they are needed.
 """
+
+__all__: list[str] = []
