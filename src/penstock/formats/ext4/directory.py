@@ -57,6 +57,8 @@ FEW_BLOCKS: Final = 8
 
 _unpack: Final = struct_of(DirEntryHead).unpack_from
 _DT: Final = fmt.DT_OF_FILE_TYPE
+_NO_TYPES: Final = bytes(256)
+"""Without the filetype feature the byte means nothing, and Linux leaves a type in it at times."""
 _new: Final = tuple.__new__
 
 
@@ -90,7 +92,7 @@ def decode_entries(
     append = records.append
     end = len(data)
     inodes = volume.superblock.inodes_count
-    typed = volume.file_types
+    types = _DT if volume.file_types else _NO_TYPES
     wide = end == fmt.MAX_BLOCK_SIZE
     while start < end:
         if start + _MIN_REC_LEN > end:
@@ -107,11 +109,11 @@ def decode_entries(
             )
         if ino:
             name = data[start + 8 : name_end]
-            if ino > inodes or not name or 0 in name or 47 in name or (kind and not typed):
+            if ino > inodes or not name or 0 in name or 47 in name:
                 raise CorruptImage(
                     f"{what}: entry at byte {start}: bad inode {ino} or name {name!r}"
                 )
-            append(_new(DirRecord, (name, ino, _DT[kind], position + after)))
+            append(_new(DirRecord, (name, ino, types[kind], position + after)))
         start = after
     return records
 

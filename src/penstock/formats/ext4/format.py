@@ -394,8 +394,8 @@ class ExtentIndex(NamedTuple):
 
 @packed("<", 8)
 class DirEntryHead(NamedTuple):
-    """A directory entry before its name. Without the filetype feature ``file_type`` is the high
-    byte of ``name_len``."""
+    """A directory entry before its name. Without the filetype feature ``file_type`` was once the
+    high byte of ``name_len``, always 0; Linux leaves types there and ignores them."""
 
     inode: Annotated[int, at(0x0, "I")]
     rec_len: Annotated[int, at(0x4, "H")]
