@@ -151,7 +151,7 @@ class Session:
             answer = row.call(self._operations, context, NodeId(header.nodeid), request)
         except Exception as error:  # noqa: BLE001 - whatever it is becomes an errno
             return self._finish(header, request, row, started, None, error)
-        if type(answer) is Pending:
+        if isinstance(answer, Pending):
             self._later(header, request, row, started, answer, origin)
             return None
         return self._finish(header, request, row, started, answer, None)

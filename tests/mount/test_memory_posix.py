@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The POSIX cases on a real mount of the memory filesystem, and on tmpfs, where all must hold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from penstock.fs import (
+    Answer,
+    Attributes,
+    Context,
+    DirEntry,
+    FileHandle,
+    Lock,
+    NodeId,
+    Operations,
+    SetAttr,
+)
+from penstock.serve import MountOptions
+from penstock.testing import MemoryFilesystem, posix
+from tests.support.mounts import Served, serve_in_process
+
+CASES = [pytest.param(each, id=f"{each.subject}-{each.name}") for each in posix.CASES]
+
+
+@pytest.fixture(scope="module")
+def place(session_place: Path) -> Iterator[Path]:
+    """A folder that every user may enter."""
+    with tempfile.TemporaryDirectory(dir=session_place) as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def memory(place: Path) -> Iterator[Served]:
+    """The filesystem under test."""
+    mountpoint = place / "memory"
+    mountpoint.mkdir()
+    options = MountOptions(allow_other=True)
+    with serve_in_process(MemoryFilesystem, mountpoint, options) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def tmpfs(place: Path) -> Iterator[Path]:
+    """The oracle."""
+    mountpoint = place / "tmpfs"
+    mountpoint.mkdir()
+    words = ["-t", "tmpfs", "-o", "size=64m,mode=755", "tmpfs"]
+    subprocess.run(["mount", *words, mountpoint], check=True)
+    yield mountpoint
+    subprocess.run(["umount", mountpoint], check=True)
+
+
+def _try(case: posix.Case, root: Path) -> None:
+    (outcome,) = posix.run(root, [case])
+    if outcome.error is not None:
+        raise outcome.error
+
+
+@pytest.mark.requires("root")
+@pytest.mark.parametrize("case", CASES)
+def test_tmpfs_keeps_the_rule(tmpfs: Path, case: posix.Case) -> None:
+    _try(case, tmpfs)
+
+
+@pytest.mark.requires("root")
+@pytest.mark.parametrize("case", CASES)
+def test_memory_filesystem_keeps_the_rule(memory: Served, case: posix.Case) -> None:
+    _try(case, memory.path)
+
+
+def test_there_are_many_cases_and_each_says_its_rule() -> None:
+    assert len(posix.CASES) >= 140
+    assert all(case.rule.endswith(".") and len(case.rule) > 20 for case in posix.CASES)
+    names = [(case.subject, case.name) for case in posix.CASES]
+    assert len(set(names)) == len(names)
+
+
+class Careless(MemoryFilesystem):
+    """A filesystem with a fault in each of several places."""
+
+    def rename(
+        self,
+        ctx: Context,
+        parent: NodeId,
+        name: bytes,
+        newparent: NodeId,
+        newname: bytes,
+        flags: int,
+    ) -> None:
+        """Replaces where it should exchange."""
+        super().rename(ctx, parent, name, newparent, newname, flags & ~2)
+
+    def setattr(self, ctx: Context, nodeid: NodeId, changes: SetAttr) -> tuple[Attributes, float]:
+        """Has no nanoseconds."""
+        mtime = changes.mtime_ns
+        if isinstance(mtime, int):
+            changes = changes._replace(mtime_ns=mtime // 10**9 * 10**9)
+        return super().setattr(ctx, nodeid, changes)
+
+    def setlk(
+        self,
+        ctx: Context,
+        nodeid: NodeId,
+        fh: FileHandle,
+        owner: int,
+        lock: Lock,
+        flags: int,
+        wait: bool,
+    ) -> Answer[None]:
+        """Grants everything."""
+
+    def lseek(self, ctx: Context, nodeid: NodeId, fh: FileHandle, offset: int, whence: int) -> int:
+        """Knows no holes."""
+        return offset
+
+    def readdir(
+        self, ctx: Context, nodeid: NodeId, fh: FileHandle, offset: int
+    ) -> Iterator[DirEntry]:
+        """Forgets a name in a hundred."""
+        return (entry for entry in super().readdir(ctx, nodeid, fh, offset) if entry.offset % 99)
+
+    readdirplus = Operations.readdirplus  # type: ignore[assignment]
+
+
+def test_a_careless_filesystem_is_found_out(tmp_path: Path) -> None:
+    with serve_in_process(Careless, tmp_path) as served:
+        outcomes = posix.run(served.path, posix.CASES, without={"others"})
+    failed = {outcome.case.name for outcome in outcomes if outcome.error is not None}
+    assert failed >= {
+        "exchange_files",
+        "times_are_kept_to_the_nanosecond",
+        "writers_exclude",
+        "flock_excludes",
+        "seeking_data_and_holes",
+        "end_of_file_is_a_hole",
+        "many_names_are_listed_once",
+    }
+    assert len(failed) < len(outcomes) / 3
+
+
+def test_cases_without_what_they_need_are_left_out(tmp_path: Path) -> None:
+    lacking = set(posix.NEEDS)
+    names = {outcome.case.name for outcome in posix.run(tmp_path, posix.CASES, without=lacking)}
+    assert names == {case.name for case in posix.CASES if not case.needs}
