@@ -70,7 +70,8 @@ def root() -> str | None:
     """Root, with the right to mount: a mount namespace of its own is tried."""
     if os.geteuid() != 0:
         return "not root"
-    tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
+    command = ["unshare", "--mount", "--propagation", "unchanged", "true"]
+    tried = subprocess.run(command, capture_output=True, check=False)
     return None if tried.returncode == 0 else "CAP_SYS_ADMIN is missing"
 
 
