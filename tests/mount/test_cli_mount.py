@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.control import PING, UNMOUNT, ControlClient, ControlError, records
 from penstock.sys.mountinfo import find_mount
 from tests.support.images import MIB, cached_image, copy_image, make_tree, run, session_dir
 from tests.support.ordinary import OrdinaryUser
@@ -208,6 +209,22 @@ def test_busy(image: Path, mountpoint: Path) -> None:
         user.kill()
         user.wait()
     wait_for(lambda: is_gone(pid), "end of the server")
+
+
+def test_unmount_over_the_control_socket(image: Path, mountpoint: Path) -> None:
+    good("mount", image, mountpoint)
+    listed = next(item for item in records() if item.record.mountpoint == str(mountpoint))
+    client = ControlClient(listed)
+    assert client.call(PING) == {"pid": listed.record.pid}
+    user = os.open(mountpoint, os.O_RDONLY)
+    try:
+        with pytest.raises(ControlError, match="busy"):
+            client.call(UNMOUNT)
+    finally:
+        os.close(user)
+    assert client.call(UNMOUNT, timeout=20) == {}
+    wait_for(lambda: is_gone(listed.record.pid), "end of the server")
+    assert find_mount(str(mountpoint)) is None
 
 
 def test_killed_server(image: Path, mountpoint: Path) -> None:
@@ -524,6 +541,30 @@ def test_mount_as_an_ordinary_user(
                 subprocess.run(["umount", "--lazy", str(place)], check=True)
         place.rmdir()
         copy.unlink()
+
+
+@pytest.mark.requires("ordinary-user", "fusermount3")
+def test_doctor_without_the_device(ordinary_user: OrdinaryUser, dev_fuse_for_root: None) -> None:
+    code, out, err = as_user(ordinary_user, "doctor", "--json")
+    assert (code, err) == (0, "")
+    features = {feature["name"]: feature for feature in json.loads(out)["features"]}
+    for name in ("fuse-device", "fuse-protocol", "sync-init"):
+        assert features[name]["user"] is False
+        assert features[name]["enable"]
+    assert "fusermount3" in features["fuse-protocol"]["detail"]
+    assert not list(Path("/tmp").glob("penstock-doctor-*"))
+
+
+@pytest.mark.requires("ordinary-user", "fusermount3")
+def test_doctor_through_fusermount3(ordinary_user: OrdinaryUser, dev_fuse_for_all: None) -> None:
+    """The way for users who may not have user namespaces."""
+    script = "from penstock.cli.probes import connection as c; print(c._with_fusermount().value)"
+    process = ordinary_user.popen([ordinary_user.python, "-c", script])
+    out, err = process.communicate(timeout=60)
+    assert err == ""
+    assert "'minor': " in out
+    assert not list(Path("/tmp").glob("penstock-doctor-*"))
+    assert "penstock-doctor" not in Path("/proc/self/mountinfo").read_text()
 
 
 @pytest.mark.requires("ordinary-user", "root")

@@ -79,6 +79,11 @@ def checked_attr(attr: Attr) -> Attr:
 
 
 def checked_node(entry: EntryOut) -> Node:
+    """The inode of an answer to a lookup.
+
+    Raises:
+        OSError: ENOENT for a name that is not there, EUCLEAN for attributes that cannot be.
+    """
     if entry.nodeid == 0:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     return Node(entry.nodeid, checked_attr(entry.attr))

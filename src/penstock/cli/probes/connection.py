@@ -58,7 +58,8 @@ def try_connection() -> tuple[Attempt, str]:
     helped = _with_fusermount()
     if helped.value is not None:
         return helped, "INIT read on a mount made with fusermount3 and removed at once"
-    return found, "making a connection failed"
+    reason = f"{found.reason}; {helped.reason}"
+    return found._replace(reason=reason), "fsopen in a user namespace and fusermount3 were tried"
 
 
 def _in_user_namespace() -> dict[str, Any]:

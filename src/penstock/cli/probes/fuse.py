@@ -77,7 +77,7 @@ def _device() -> Finding:
         kernel = "fuse" in (file_text("/proc/filesystems") or "").split()
         return Finding(
             "fuse-device", "FUSE device", kernel, False, f"{DEVICE}: {explain(error)}", how,
-            "modprobe fuse (as root); for users: chmod 666 /dev/fuse, or fusermount3",
+            "as root: modprobe fuse; chmod 666 /dev/fuse (fusermount3 needs it too)",
         )  # fmt: skip
     mode = f"opened; mode {stat.S_IMODE(info.st_mode):04o}"
     return Finding("fuse-device", "FUSE device", True, True, mode, how)
