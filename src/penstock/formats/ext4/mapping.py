@@ -18,12 +18,14 @@ from penstock.formats.ext4.indirect import walk_indirect
 from penstock.formats.ext4.inode import Inode
 from penstock.formats.ext4.volume import JOURNAL_MAGIC, Volume
 
-__all__ = ["Extent", "ExtentKind", "file_extents", "find_block", "walk"]
+__all__ = ["Extent", "ExtentKind", "file_extents", "find_block", "seek", "walk"]
 
 _EXTENTS: Final = int(InodeFlag.EXTENTS)
 _INLINE_DATA: Final = int(InodeFlag.INLINE_DATA)
 _MERGE_LIMIT: Final = 4096
 """Pieces put together into one extent at most: bounds the work of one step of the iterator."""
+_SEEK_LIMIT: Final = 1 << 17
+"""Pieces looked at in one search for data or a hole."""
 
 
 class ExtentKind(enum.IntEnum):
@@ -80,6 +82,47 @@ def find_block(volume: Volume, inode: Inode, logical: int) -> int:
         if piece.state == MAPPED:
             return piece.physical + logical - piece.logical
     return 0
+
+
+def seek(volume: Volume, inode: Inode, start: int, *, data: bool) -> int | None:
+    """The first byte from ``start`` on that is data, or that is a hole (``data`` false).
+
+    What is unwritten is a hole, and the end of a file is one. A map of very many pieces is not
+    looked through to its end: what comes after them is taken for data, which is always true enough.
+
+    Args:
+        volume: the filesystem.
+        inode: a file.
+        start: before its end.
+        data: what to look for.
+
+    Returns:
+        None if there is no more data.
+
+    Raises:
+        CorruptImage, BadChecksum: its map is bad.
+        OSError: the source's.
+    """
+    if inode.flags & _INLINE_DATA:
+        return start if data else inode.size
+    size = volume.block_size
+    position = start
+    pieces = walk(volume, inode, start // size, -(-inode.size // size))
+    for count, piece in enumerate(pieces):
+        low = piece.logical * size
+        high = low + piece.length * size
+        if high <= position:
+            continue
+        if count >= _SEEK_LIMIT:
+            return position if data else inode.size
+        if data and piece.state == MAPPED:
+            return max(position, low) if max(position, low) < inode.size else None
+        if not data and (low > position or piece.state != MAPPED):
+            break
+        position = high
+        if position >= inode.size:
+            break
+    return None if data else min(position, inode.size)
 
 
 def file_extents(volume: Volume, inode: Inode, start: int, end: int) -> Iterator[Extent]:

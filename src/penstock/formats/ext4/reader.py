@@ -31,7 +31,7 @@ from penstock.formats.ext4.inline import find_inline, read_inline, read_inline_d
 from penstock.formats.ext4.inode import Inode, InodeTable
 from penstock.formats.ext4.journal import ReplayResult, replay
 from penstock.formats.ext4.journalfile import open_journal
-from penstock.formats.ext4.mapping import Extent, ExtentKind, file_extents
+from penstock.formats.ext4.mapping import Extent, ExtentKind, file_extents, seek
 from penstock.formats.ext4.overlay import DirectoryChanges, Overlay
 from penstock.formats.ext4.statfs import FsCounts, count_space
 from penstock.formats.ext4.superblock import Superblock, parse_superblock
@@ -213,6 +213,25 @@ class Ext4Reader:
         if inode.flags & _ENCRYPT:
             raise EncryptedContent(f"inode {inode.ino}: content is encrypted")
         return file_extents(self._volume, inode, start, inode.size if end is None else end)
+
+    def seek(self, inode: Inode, start: int, data: bool) -> int | None:
+        """The first byte from ``start`` on that is data, or that is a hole.
+
+        Args:
+            inode: the file.
+            start: byte to begin at; from the file's size on there is nothing to find.
+            data: look for data; False = for a hole, which the end of a file is too.
+
+        Returns:
+            None if there is none.
+
+        Raises:
+            EncryptedContent: the content is ciphertext.
+            CorruptImage: the map of the file is bad.
+        """
+        if inode.flags & _ENCRYPT:
+            raise EncryptedContent(f"inode {inode.ino}: content is encrypted")
+        return seek(self._volume, inode, start, data=data) if start < inode.size else None
 
     def read(self, inode: Inode, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes of a file from ``offset``, cut at its size.

@@ -324,13 +324,10 @@ class Ext4Server(Operations):
             raise FsError(errno.ENXIO)
         if whence not in (_SEEK_DATA, _SEEK_HOLE):
             raise FsError(errno.EINVAL)
-        for extent in self._reader.extents(inode, offset):
-            data = extent.kind not in (ExtentKind.HOLE, ExtentKind.UNWRITTEN)
-            if data == (whence == _SEEK_DATA):
-                return max(offset, extent.offset)
-        if whence == _SEEK_DATA:
+        found = self._reader.seek(inode, offset, data=whence == _SEEK_DATA)
+        if found is None:
             raise FsError(errno.ENXIO)
-        return inode.size
+        return found
 
 
 def _translate(flags: int, table: dict[InodeFlag, int]) -> int:
