@@ -49,6 +49,8 @@ _FILE_TYPES: Final = frozenset(
 _HUGE_FILE: Final = int(InodeFlag.HUGE_FILE)
 _EXTENTS: Final = int(InodeFlag.EXTENTS)
 _INLINE_DATA: Final = int(InodeFlag.INLINE_DATA)
+_LATE: Final = 10**9 << 2
+"""From here on the nanoseconds of a time are a second or more."""
 _SLOW_FLAGS: Final = _HUGE_FILE | _INLINE_DATA
 
 
@@ -117,6 +119,14 @@ def _rdev(block: bytes) -> int:
     """The device number in ``i_block``: the old 16-bit form, or the present one after a zero."""
     old = int.from_bytes(block[:4], "little")
     return old & 0xFFFF if old else int.from_bytes(block[4:8], "little")
+
+
+def _within_second(extra: int) -> int:
+    """The extension of a time, its nanoseconds at most those that a second has.
+
+    No writer makes others, and what is above (kernels, libraries) takes them for an error.
+    """
+    return extra if extra < _LATE else (_LATE - 4) | (extra & 3)
 
 
 class InodeTable:
@@ -220,6 +230,15 @@ class InodeTable:
         blocks |= (blocks_hi & self._blocks_mask) << 32
         if flags & _SLOW_FLAGS or size > self._max_size or kind not in _FILE_TYPES:
             blocks = self._check_unusual(ino, kind, flags, size, blocks)
+        if (
+            ctime_extra >= _LATE
+            or mtime_extra >= _LATE
+            or atime_extra >= _LATE
+            or crtime_extra >= _LATE
+        ):
+            ctime_extra, mtime_extra, atime_extra, crtime_extra = map(
+                _within_second, (ctime_extra, mtime_extra, atime_extra, crtime_extra)
+            )
         return _new(
             Inode,
             (
