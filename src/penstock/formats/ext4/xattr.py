@@ -55,11 +55,12 @@ class Entry(NamedTuple):
 
     @property
     def full_name(self) -> bytes | None:
-        """The name that users see; None if they do not see it."""
+        """The name that users see; None if they do not see it, or could not ask for it."""
         prefix = fmt.XATTR_PREFIXES.get(self.prefix)
         if prefix is None or (self.prefix in fmt.XATTR_INDEX_ACLS) == bool(self.name):
             return None
-        return prefix + self.name
+        name = prefix + self.name
+        return name if len(name) <= fmt.NAME_MAX else None
 
 
 def _entries(what: str, area: bytes, first: int, values: int) -> Iterator[Entry]:
@@ -88,6 +89,8 @@ def _entries(what: str, area: bytes, first: int, values: int) -> Iterator[Entry]
         name_end = after + name_length
         if name_end > end:
             raise CorruptImage(f"{what}: attribute at byte {position} is cut off")
+        if 0 in area[after:name_end]:
+            raise CorruptImage(f"{what}: attribute at byte {position} has NUL in its name")
         value = b""
         if not inum:
             start = values + offset
