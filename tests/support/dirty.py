@@ -53,7 +53,7 @@ def settle_files(top: Path) -> None:
     for folder, _, names in os.walk(top):
         for name in names:
             path = Path(folder, name)
-            if path.is_file() and not path.is_symlink():
+            if not path.is_symlink() and path.is_file():
                 fsync(path)
 
 
