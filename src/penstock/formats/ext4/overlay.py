@@ -6,20 +6,22 @@ files, and to names in directories. The kernel does it again at mount; an :class
 changes beside the image instead, and the reader asks it: the inode table for inodes, the mapping of
 a file for its blocks, a directory for its names.
 
-Rules, which are those of Linux 6.18 (a change that names something that does not exist is passed
-over by the kernel, since a replay may have been cut short and begun again):
+Rules, which are those of Linux 6.18 (a change that names an inode that is not in use, there and
+then, is passed over, since a replay may have been cut short and begun again):
 
 * An INODE record replaces the fields of an inode. Its block map stays the one on disk, which the
   range records then change, but for an extent tree that is not there yet, and for inline data,
   symbolic links and devices, whose content it is.
 * Of range records the later one wins. A created inode begins without blocks, but for those logged
-  between its INODE record and CREAT; whatever its number was before is gone.
+  between its INODE record and CREAT; so does one that, after a name of it was removed, has another
+  generation: its number has been given to a new file.
 * CREAT and LINK add a name unless the directory has it already; UNLINK removes it if it is of that
   inode. A created directory is empty.
 
-Where the kernel leaves a count wrong, this view does not: directories have the links that their
-subdirectories give them. Directories keep the times they have on disk, where the kernel's replay
-sets the time of the mount.
+Where the kernel's replay is not faithful to what was, this view is: directories have the links that
+their subdirectories give them (the kernel does not count these); a created inode does not inherit
+the extended attributes of the one that had its number. Directories keep the times they have on
+disk, where the kernel's replay sets the time of the mount.
 
 Invariants: memory is bounded by the bounds on fast commits; names are resolved when they are asked
 for, so opening an image costs one step for each change.
@@ -27,30 +29,32 @@ for, so opening an image costs one step for each change.
 
 from __future__ import annotations
 
-import heapq
 import stat
 import struct
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from bisect import bisect_left
+from collections.abc import Callable
 from typing import Final
 
 from penstock.formats.crc import crc32c
 from penstock.formats.errors import CorruptImage
 from penstock.formats.ext4 import fastcommit
 from penstock.formats.ext4 import format as fmt
-from penstock.formats.ext4.directory import DirRecord
+from penstock.formats.ext4.changes import DirectoryChanges, RangeChanges
 from penstock.formats.ext4.extents import MAPPED, UNMAPPED, UNWRITTEN, Piece
-from penstock.formats.ext4.fastcommit import AddRange, DelRange, FastCommit, Name
+from penstock.formats.ext4.fastcommit import (
+    AddRange,
+    DelRange,
+    FastCommit,
+    Name,
+    RawInode,
+)
 from penstock.formats.ext4.format import InodeFlag
 from penstock.formats.ext4.superblock import Superblock
 
-__all__ = ["DirectoryChanges", "Overlay", "RangeChanges"]
+__all__ = ["Overlay"]
 
 _ALL_ONES: Final = 0xFFFF_FFFF
 _LAST_BLOCK: Final = 1 << 32
-_FIRST_ADDED: Final = 1 << 48
-"""Positions of added names in a directory, above any byte of it (2^32 blocks of 64 KiB)."""
 _MAX_LINKS: Final = 65000
 
 _BLOCK_AT: Final = 0x28
@@ -70,153 +74,10 @@ def _kind(raw: bytes | bytearray) -> int:
     return stat.S_IFMT(_u16.unpack_from(raw)[0])
 
 
-class RangeChanges:
-    """What became of the blocks of one file: ranges in order, none overlapping another."""
-
-    __slots__ = ("_pieces", "_starts")
-
-    def __init__(self, changes: list[Piece]) -> None:
-        """Args: ``changes`` in the order in which they were made."""
-        self._pieces = list(_flatten(changes))
-        self._starts = [piece.logical for piece in self._pieces]
-
-    def merge(self, base: Iterator[Piece], first: int, end: int) -> Iterator[Piece]:
-        """The pieces ``base`` of a file with these changes between ``first`` and ``end``."""
-        at = bisect_right(self._starts, first) - 1
-        position = 0
-        pending = next(base, None)
-        stop = Piece(end, 0, 0, UNMAPPED)
-        for change in (*self._between(max(at, 0), first, end), stop):
-            while pending is not None and pending.logical < change.logical:
-                low = max(pending.logical, position)
-                after = pending.logical + pending.length
-                high = min(after, change.logical)
-                if low < high:
-                    physical = pending.physical and pending.physical + low - pending.logical
-                    yield Piece(low, high - low, physical, pending.state)
-                if after > change.logical:
-                    break
-                pending = next(base, None)
-            if change.state != UNMAPPED:
-                yield change
-            position = change.logical + change.length
-
-    def _between(self, index: int, first: int, end: int) -> Iterator[Piece]:
-        stop = bisect_left(self._starts, end)
-        for piece in self._pieces[index:stop]:
-            if piece.logical + piece.length > first:
-                yield piece
-
-
-def _flatten(changes: list[Piece]) -> Iterator[Piece]:
-    """Ranges in order without overlaps, of ``changes`` that may overlap: the latest one wins."""
-    by_start = sorted(range(len(changes)), key=lambda index: changes[index].logical)
-    edges = sorted({edge for piece in changes for edge in (piece.logical, _end(piece))})
-    active: list[int] = []
-    begun = 0
-    last: Piece | None = None
-    for low, high in pairwise(edges):
-        while begun < len(by_start) and changes[by_start[begun]].logical <= low:
-            heapq.heappush(active, -by_start[begun])
-            begun += 1
-        while active and _end(changes[-active[0]]) <= low:
-            heapq.heappop(active)
-        if not active:
-            continue
-        top = changes[-active[0]]
-        physical = top.physical + low - top.logical if top.state != UNMAPPED else 0
-        if last is not None and _end(last) == low and _continues(last, physical, top.state):
-            last = last._replace(length=last.length + high - low)
-            continue
-        if last is not None:
-            yield last
-        last = Piece(low, high - low, physical, top.state)
-    if last is not None:
-        yield last
-
-
-def _end(piece: Piece) -> int:
-    return piece.logical + piece.length
-
-
-def _continues(piece: Piece, physical: int, state: int) -> bool:
-    return piece.state == state and (state == UNMAPPED or physical == piece.physical + piece.length)
-
-
-class DirectoryChanges:
-    """What became of the names in one directory."""
-
-    def __init__(self, ino: int, exists: Callable[[int], bool], parent: int | None = None) -> None:
-        """A directory; ``parent``: the one that it was created in, None if it is on disk."""
-        self._ino = ino
-        self._exists = exists
-        self._names: dict[bytes, list[Name]] = {}
-        self._added: list[bytes] | None = None
-        self.parent = parent
-
-    def note(self, change: Name) -> None:
-        """Another change to it."""
-        self._names.setdefault(change.name, []).append(change)
-
-    def find(self, name: bytes, base: Callable[[], int | None]) -> int | None:
-        """The inode that ``name`` leads to; ``base`` tells the one in the directory on disk."""
-        if self.parent is not None:
-            if name in {b".", b".."}:
-                return self._ino if name == b"." else self.parent
-            return self._result(name, None)
-        return self._result(name, base())
-
-    def _result(self, name: bytes, ino: int | None) -> int | None:
-        """What ``name`` is after all changes if it is ``ino`` before them."""
-        for change in self._names.get(name, ()):
-            if change.tag == fastcommit.TAG_UNLINK:
-                if ino == change.ino:
-                    ino = None
-            elif ino is None and self._exists(change.ino):
-                ino = change.ino
-        return ino
-
-    def records(
-        self,
-        base: Callable[[int], Iterator[DirRecord]],
-        cookie: int,
-        type_of: Callable[[int], int],
-    ) -> Iterator[DirRecord]:
-        """Its entries.
-
-        Args:
-            base: the entries of the directory on disk from a position.
-            cookie: position to begin at.
-            type_of: ``DT_*`` of an inode.
-        """
-        if self.parent is None and cookie < _FIRST_ADDED:
-            for record in base(cookie):
-                if record.name not in self._names:
-                    yield record
-                    continue
-                ino = self._result(record.name, record.ino)
-                if ino == record.ino:
-                    yield record
-                elif ino is not None:
-                    yield record._replace(ino=ino, type=type_of(ino))
-        added = self._find_added(base)
-        for index in range(max(0, cookie - _FIRST_ADDED), len(added)):
-            name = added[index]
-            ino = self.find(name, lambda: None)
-            if ino is not None:
-                yield DirRecord(name, ino, type_of(ino), _FIRST_ADDED + index + 1)
-
-    def _find_added(self, base: Callable[[int], Iterator[DirRecord]]) -> list[bytes]:
-        """The names that the directory on disk does not have, in the order of their creation."""
-        if self._added is None:
-            new = {name: None for name in self._names if self._result(name, None) is not None}
-            if self.parent is not None:
-                new = {b".": None, b"..": None, **new}
-            elif new:
-                for record in base(0):
-                    new.pop(record.name, None)
-            self._added = list(new)
-        return self._added
+def _links(raw: bytes) -> int:
+    """The link count of an inode; 0: it is not in use."""
+    links: int = _u16.unpack_from(raw, _LINKS_AT)[0]
+    return links
 
 
 class Overlay:
@@ -238,6 +99,11 @@ class Overlay:
         self._superblock = superblock
         self._raw_inode = raw_inode
         self._inodes: dict[int, bytes] = {}
+        self._unlinked: set[int] = set()
+        self._linked: dict[int, list[Name]] = {}
+        """By inode, the changes so far that gave it names."""
+        self._fresh: set[int] = set()
+        """Inodes that have nothing of what is on disk under their numbers."""
         self._created: set[int] = set()
         self._subdirectories: dict[int, int] = {}
         """By how many subdirectories a directory has grown."""
@@ -253,18 +119,32 @@ class Overlay:
                 if piece is not None:
                     self._changes.setdefault(operation.ino, []).append(piece)
             else:
-                self._check_ino(operation.ino)
-                self._inodes[operation.ino] = operation.raw
-                self._since_inode[operation.ino] = len(self._changes.get(operation.ino, ()))
+                self._inode(operation)
         self.ranges = {ino: RangeChanges(pieces) for ino, pieces in self._changes.items()}
         self._changed = sorted({*self._inodes, *self._subdirectories, *self._created})
 
-    def _check_ino(self, ino: int) -> None:
+    def _inode(self, record: RawInode) -> None:
+        ino = record.ino
         if not 1 <= ino <= self._superblock.inodes_count:
             raise CorruptImage(
                 f"journal: fast commit names inode {ino} of a filesystem of "
                 f"{self._superblock.inodes_count} inodes"
             )
+        before = self._raw(ino)
+        generation = slice(_GENERATION_AT, _GENERATION_AT + 4)
+        if record.raw[generation] != before[generation] and (
+            ino in self._unlinked or not _links(before)
+        ):
+            self._fresh.add(ino)
+            for change in self._linked.pop(ino, ()):
+                if change.parent in self.directories:
+                    self.directories[change.parent].forget(change)
+        self._inodes[ino] = record.raw
+        self._since_inode[ino] = len(self._changes.get(ino, ()))
+
+    def _raw(self, ino: int) -> bytes:
+        """An inode after the changes so far; of what is in no record, as it is on disk."""
+        return self._inodes.get(ino) or self._raw_inode(ino)
 
     def _piece(self, change: AddRange | DelRange) -> Piece | None:
         length = min(change.length, _LAST_BLOCK - change.start)
@@ -279,51 +159,43 @@ class Overlay:
             )
         return Piece(change.start, length, change.block, UNWRITTEN if change.unwritten else MAPPED)
 
-    def _exists(self, ino: int) -> bool:
-        """Whether an inode is in use, here or on disk."""
-        raw = self._inodes.get(ino)
-        if raw is None:
-            if not 1 <= ino <= self._superblock.inodes_count:
-                return False
-            raw = self._raw_inode(ino)
-        return raw[_LINKS_AT : _LINKS_AT + 2] != b"\0\0"
-
-    def _is_directory(self, ino: int) -> bool:
-        return self._exists(ino) and (
-            _kind(self._inodes.get(ino) or self._raw_inode(ino)) == stat.S_IFDIR
-        )
-
     def _name(self, change: Name) -> None:
-        name = change.name
+        name, ino = change.name, change.ino
         if b"/" in name or b"\0" in name or name in {b".", b".."}:
             raise CorruptImage(f"journal: fast commit of a file named {name!r}")
-        self._changes_of(change.parent).note(change)
+        if not 1 <= ino <= self._superblock.inodes_count or not _links(self._raw(ino)):
+            if change.tag == fastcommit.TAG_CREAT:
+                raise CorruptImage(
+                    f"journal: fast commit creates {name!r} as inode {ino}, which is not in use"
+                )
+            return
+        directory = _kind(self._raw(ino)) == stat.S_IFDIR
+        if change.parent not in self.directories:
+            self.directories[change.parent] = DirectoryChanges(change.parent)
+        self.directories[change.parent].note(change)
+        if change.tag == fastcommit.TAG_UNLINK:
+            self._unlinked.add(ino)
+            if directory:
+                self._grow(change.parent, -1)
+            return
+        self._linked.setdefault(ino, []).append(change)
         if change.tag == fastcommit.TAG_CREAT:
-            self._create(change)
-        if change.tag != fastcommit.TAG_LINK and self._is_directory(change.ino):
-            step = -1 if change.tag == fastcommit.TAG_UNLINK else 1
-            self._subdirectories[change.parent] = self._subdirectories.get(change.parent, 0) + step
+            self._create(change, directory)
 
-    def _create(self, change: Name) -> None:
+    def _create(self, change: Name, directory: bool) -> None:
         ino = change.ino
-        if not self._exists(ino):
-            raise CorruptImage(
-                f"journal: fast commit creates {change.name!r} as inode {ino}, which is not in use"
-            )
         self._created.add(ino)
+        self._fresh.add(ino)
         self._changes[ino] = self._changes.get(ino, [])[self._since_inode.get(ino, 0) :]
         self._since_inode[ino] = 0
-        if self._is_directory(ino):
-            self.directories[ino] = DirectoryChanges(ino, self._exists, change.parent)
-            self._subdirectories.pop(ino, None)
-        else:
-            self.directories.pop(ino, None)
+        self._subdirectories.pop(ino, None)
+        self.directories.pop(ino, None)
+        if directory:
+            self.directories[ino] = DirectoryChanges(ino, change.parent)
+            self._grow(change.parent, 1)
 
-    def _changes_of(self, ino: int) -> DirectoryChanges:
-        changes = self.directories.get(ino)
-        if changes is None:
-            changes = self.directories[ino] = DirectoryChanges(ino, self._exists)
-        return changes
+    def _grow(self, ino: int, step: int) -> None:
+        self._subdirectories[ino] = self._subdirectories.get(ino, 0) + step
 
     def patch(self, first: int, inodes: bytes) -> bytes:
         """Part of an inode table with the changed inodes in their places.
@@ -350,13 +222,13 @@ class Overlay:
         if record is not None:
             raw[:_BLOCK_AT] = record[:_BLOCK_AT]
             raw[_GENERATION_AT : len(record)] = record[_GENERATION_AT:]
-            if ino in self._created:
+            if ino in self._fresh:
                 raw[len(record) :] = bytes(len(raw) - len(record))
             (flags,) = _u32.unpack_from(record, _FLAGS_AT)
             block = record[_BLOCK_AT:_GENERATION_AT]
             if flags & InodeFlag.EXTENTS:
                 magic = _u16.unpack_from(base, _BLOCK_AT)[0]
-                if ino in self._created or magic != fmt.EXTENT_MAGIC:
+                if ino in self._fresh or magic != fmt.EXTENT_MAGIC:
                     raw[_BLOCK_AT:_GENERATION_AT] = _EMPTY_ROOT
             elif flags & InodeFlag.INLINE_DATA or _kind(record) not in {stat.S_IFREG, stat.S_IFDIR}:
                 raw[_BLOCK_AT:_GENERATION_AT] = block

@@ -23,6 +23,7 @@ from typing import Final
 
 from penstock.formats.errors import BadChecksum, CorruptImage, UnsupportedFeature
 from penstock.formats.ext4 import format as fmt
+from penstock.formats.ext4.changes import DirectoryChanges
 from penstock.formats.ext4.directory import FEW_BLOCKS, DirRecord, find_linear, read_directory
 from penstock.formats.ext4.format import Compat, Incompat, InodeFlag, MmpBlock, State
 from penstock.formats.ext4.groups import GroupTable
@@ -32,7 +33,7 @@ from penstock.formats.ext4.inode import Inode, InodeTable
 from penstock.formats.ext4.journal import ReplayResult, replay
 from penstock.formats.ext4.journalfile import open_journal
 from penstock.formats.ext4.mapping import Extent, ExtentKind, file_extents, seek
-from penstock.formats.ext4.overlay import DirectoryChanges, Overlay
+from penstock.formats.ext4.overlay import Overlay
 from penstock.formats.ext4.statfs import FsCounts, count_space
 from penstock.formats.ext4.superblock import Superblock, parse_superblock
 from penstock.formats.ext4.volume import JOURNAL_MAGIC, Volume
@@ -76,7 +77,7 @@ class Ext4Reader:
         *,
         replay: bool = True,
         verify: bool = True,
-        cache_size: int = 8 << 20,
+        cache_size: int = 16 << 20,
     ) -> None:
         self.source = source
         self.journal: ReplayResult | None = None
@@ -84,9 +85,11 @@ class Ext4Reader:
         """What a user should know of the image, a line each."""
         self.superblock: Superblock = _read_superblock(source, verify=verify)
         self.block_size: int = self.superblock.block_size
-        self._volume = Volume(source, self.superblock, verify=verify, cache_size=cache_size // 2)
+        self._volume = Volume(
+            source, self.superblock, verify=verify, cache_size=cache_size // 4 * 3
+        )
         self._groups = GroupTable(self._volume)
-        self._inodes = InodeTable(self._volume, self._groups, cache_size // 2)
+        self._inodes = InodeTable(self._volume, self._groups, cache_size // 4)
         self._directories: Mapping[int, DirectoryChanges] = {}
         """By inode, what fast commits changed of the names in a directory."""
         if self.superblock.needs_recovery:
@@ -115,7 +118,7 @@ class Ext4Reader:
             raise CorruptImage("the superblock in the journal has another block size")
         volume.set_superblock(self.superblock)
         self._groups = GroupTable(volume)
-        self._inodes = InodeTable(volume, self._groups, cache_size // 2)
+        self._inodes = InodeTable(volume, self._groups, cache_size // 4)
         if self.journal.fast_commit is not None:
             overlay = Overlay(self.journal.fast_commit, self.superblock, self._inodes.raw)
             self._inodes.set_overlay(overlay)

@@ -21,7 +21,7 @@ from penstock.formats.ext4.superblock import Superblock
 from penstock.formats.source import BlockSource
 
 if TYPE_CHECKING:
-    from penstock.formats.ext4.overlay import RangeChanges
+    from penstock.formats.ext4.changes import RangeChanges
 
 __all__ = ["JOURNAL_MAGIC", "Cache", "Volume"]
 
@@ -89,8 +89,8 @@ class Volume:
         self.ranges: Mapping[int, RangeChanges] = {}
         """By inode, what fast commits changed of the map of a file."""
         self.verify_checksums = verify
-        self._cache: Cache[int, bytes] = Cache(cache_size // 2)
-        self.parsed: Cache[tuple[int, int], object] = Cache(cache_size // 2)
+        self._cache: Cache[int, bytes] = Cache(cache_size // 3)
+        self.parsed: Cache[tuple[int, int], object] = Cache(cache_size // 3 * 2)
         """Structures decoded from blocks and verified, by (inode, block)."""
         self.superblock = superblock
         self.set_superblock(superblock)
