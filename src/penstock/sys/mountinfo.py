@@ -58,7 +58,9 @@ def _parse(line: str) -> MountInfo:
 
 def mounts() -> list[MountInfo]:
     """All mounts visible to this process, in mount order."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    with open(
+        "/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n"
+    ) as lines:
         return [_parse(line) for line in lines]
 
 
