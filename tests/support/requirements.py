@@ -93,6 +93,8 @@ def fusermount3() -> str | None:
         return "not in PATH"
     if not Path("/dev/fuse").exists():
         return "there is no /dev/fuse"
+    if not Path("/etc/mtab").exists():
+        return "it needs /etc/mtab, and there is none (a link to /proc/self/mounts will do)"
     st = Path(path).stat()
     return None if st.st_uid == 0 and st.st_mode & 0o4000 else f"{path} is not set-user-ID root"
 
