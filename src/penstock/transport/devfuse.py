@@ -42,6 +42,8 @@ _ROOM: Final = 4096
 """Bytes of a read buffer beyond ``max_write``: headers and names."""
 _SMALLEST_BUFFER: Final = 8192
 _GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EBADF, errno.EPERM})
+_LOOK_AGAIN: Final = frozenset({errno.EAGAIN, errno.ENOENT, errno.EINTR})
+"""Another worker or an interrupt took the request away."""
 _NOT_TAKEN: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED})
 _NO_SPLICE: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -239,36 +241,27 @@ class DevFuse:
 
     def _next(self, worker: Worker, waiter: select.poll) -> int:
         """Read the next request; its length, or 0 when it is time to look again or to leave."""
-        buffers = [worker.buffer]
-        fd = worker.fd
-        readv = os.readv
-        clock = time.perf_counter_ns
+        look = waiter.poll
         idle = self._idle
+        clock = time.perf_counter_ns
         deadline = self._last_answer + self._polling.window
-        while True:
-            try:
-                return readv(fd, buffers)
-            except BlockingIOError:
-                if idle() or clock() < deadline:
-                    continue
-            except OSError as error:
-                return self._read_failed(error)
-            break
-        waiter.poll()
+        # poll(2) and not read(2) until it is refused: an exception costs more than a system call.
+        while not look(0):
+            if not idle() and clock() >= deadline:
+                look()
+                self._polling.slept(clock() - self._last_answer)
+                break
         if self._stopping:
             return 0
-        self._polling.slept(clock() - self._last_answer)
         try:
-            return readv(fd, buffers)
-        except BlockingIOError:
-            return 0
+            return os.readv(worker.fd, (worker.buffer,))
         except OSError as error:
             return self._read_failed(error)
 
     def _read_failed(self, error: OSError) -> int:
         if error.errno in _GONE:
             self._stopping = True
-        elif error.errno not in (errno.ENOENT, errno.EINTR):
+        elif error.errno not in _LOOK_AGAIN:
             raise error
         return 0
 
