@@ -46,14 +46,19 @@ _RUN_SIZE: Final = 65536
 _MIN_REC_LEN: Final = 12
 _DX_NODE_ENTRIES: Final = 8
 _DX_ROOT_ENTRIES: Final = 0x20
-_MAX_SCAN: Final = 1 << 18
+_MAX_SCAN: Final = 1 << 17
 """Units of work for one answer, after which a directory is called corrupt: the bound on what a
 hostile one can cost. A unit is a block looked at, or each 4 KiB of a larger one; a block that has
 to be taken apart in vain, which does not happen in sound directories, costs one for 32 bytes. So
-1 GiB of sound blocks of 4 KiB can follow each other without an entry."""
+512 MiB of sound blocks of 4 KiB can follow each other without an entry."""
 
 FEW_BLOCKS: Final = 8
 """A directory of so many blocks is looked through as fast as its index would be."""
+
+_MAX_DECODED: Final = 1 << 20
+"""Bytes of a directory that is kept decoded at most: some 25,000 names, 5 MB of memory."""
+_PATIENCE: Final = 8
+"""Searches of a directory of many blocks, after which taking it apart pays."""
 
 _unpack: Final = struct_of(DirEntryHead).unpack_from
 _DT: Final = fmt.DT_OF_FILE_TYPE
@@ -234,10 +239,8 @@ def read_directory(volume: Volume, inode: Inode, cookie: int) -> Iterator[DirRec
                 raise CorruptImage(f"{what}: too many blocks without an entry before it")
 
 
-def verified_names(
-    volume: Volume, inode: Inode, logical: int, physical: int, *, keep: bool = True
-) -> dict[bytes, int]:
-    """The names in one block of a directory, with their inodes; kept decoded if ``keep``.
+def verified_names(volume: Volume, inode: Inode, logical: int, physical: int) -> dict[bytes, int]:
+    """The names in one block of a directory, with their inodes; kept decoded.
 
     Raises:
         CorruptImage, BadChecksum: the block is bad.
@@ -253,42 +256,23 @@ def verified_names(
         # Where a name is there twice, the first entry counts, as it does for the kernel.
         entries = reversed(decode_entries(volume, what, data, 0, 0))
         names = {record.name: record.ino for record in entries}
-        if keep:
-            volume.parsed.put(key, names, 300 + 160 * len(names))
+        volume.parsed.put(key, names, 300 + 160 * len(names))
     return names
 
 
-def _small_directory(volume: Volume, inode: Inode, end: int) -> dict[bytes, int]:
-    """All names of a directory of ``end`` blocks, few; kept decoded."""
-    key = (inode.ino, 0)
-    kept = volume.parsed.get(key)
-    if isinstance(kept, dict):
-        return kept
+def _all_names(volume: Volume, inode: Inode) -> dict[bytes, int]:
+    """All names of a directory; kept decoded."""
     names: dict[bytes, int] = {}
-    for piece in walk(volume, inode, 0, end):
-        if piece.state != MAPPED:
-            continue
-        for step in range(min(piece.length, end - piece.logical)):
-            logical, physical = piece.logical + step, piece.physical + step
-            block = verified_names(volume, inode, logical, physical, keep=False)
-            names = {**block, **names}
-    volume.parsed.put(key, names, 300 + 160 * len(names))
+    for logical, data in _blocks(volume, inode, 0):
+        what = f"directory inode {inode.ino}: block {logical}"
+        for record in decode_entries(volume, what, data, 0, 0):
+            names.setdefault(record.name, record.ino)
+    volume.parsed.put((inode.ino, 0), names, 300 + 160 * len(names))
     return names
 
 
-def find_linear(volume: Volume, inode: Inode, name: bytes) -> int | None:
-    """The inode under ``name``, looking at every block of a directory; None if there is none.
-
-    Raises:
-        CorruptImage, BadChecksum: a block on the way is bad.
-        OSError: the source's.
-    """
-    end = -(-inode.size // volume.block_size)
-    if end <= FEW_BLOCKS:
-        try:
-            return _small_directory(volume, inode, end).get(name)
-        except CorruptImage:
-            pass  # the name may be in a block before the bad one
+def _scan(volume: Volume, inode: Inode, name: bytes) -> int | None:
+    """Look for a name in one block after the other."""
     work = 0
     for logical, data in _blocks(volume, inode, 0):
         may_be_here = name in data
@@ -301,3 +285,29 @@ def find_linear(volume: Volume, inode: Inode, name: bytes) -> int | None:
                 if record.name == name:
                     return record.ino
     return None
+
+
+def find_linear(volume: Volume, inode: Inode, name: bytes) -> int | None:
+    """The inode under ``name``, looking at every block of a directory; None if there is none.
+
+    Small directories are taken apart at once, larger ones when they are searched again and again
+    (mke2fs makes large ones without an index); after that a name costs one look into a dictionary.
+
+    Raises:
+        CorruptImage, BadChecksum: a block on the way is bad.
+        OSError: the source's.
+    """
+    key = (inode.ino, 0)
+    kept = volume.parsed.get(key)
+    if isinstance(kept, dict):
+        found: int | None = kept.get(name)
+        return found
+    searches = kept if isinstance(kept, int) else 0
+    small = inode.size <= FEW_BLOCKS * volume.block_size
+    if small or (searches >= _PATIENCE and inode.size <= _MAX_DECODED):
+        try:
+            return _all_names(volume, inode).get(name)
+        except CorruptImage:
+            pass  # the name may be in a block before the bad one
+    volume.parsed.put(key, searches + 1, 200)
+    return _scan(volume, inode, name)
