@@ -128,9 +128,9 @@ class FileOperations(AttributeOperations):
                 raise FsError(errno.EFBIG if length else errno.EINVAL)
             if mode == FallocMode.PUNCH_HOLE | FallocMode.KEEP_SIZE:
                 content.punch(offset, length)
-            elif mode & ~FallocMode.KEEP_SIZE == FallocMode.ZERO_RANGE:
+            elif mode | FallocMode.KEEP_SIZE == FallocMode.ZERO_RANGE | FallocMode.KEEP_SIZE:
                 content.zero(offset, length)
-            elif mode & ~FallocMode.KEEP_SIZE == 0:
+            elif mode | FallocMode.KEEP_SIZE == FallocMode.KEEP_SIZE:
                 content.allocate(offset, length)
             else:
                 raise FsError(errno.EOPNOTSUPP, f"fallocate mode {mode:#x}")

@@ -256,7 +256,8 @@ class NameOperations(State):
 
 
 _MKNOD_TYPES = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
-_RENAME_FLAGS = RenameFlag.NOREPLACE | RenameFlag.EXCHANGE | RenameFlag.WHITEOUT
+# A number: the complement of an IntFlag keeps only the flags that have names.
+_RENAME_FLAGS = int(RenameFlag.NOREPLACE | RenameFlag.EXCHANGE | RenameFlag.WHITEOUT)
 
 
 def _check_circle(node: Node, place: Node) -> None:
