@@ -189,6 +189,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "kernel_ext4": kernel_ext4,
     "e2fsprogs": _programs("mke2fs", "debugfs", "dumpe2fs", "e2fsck"),
     "mkfs_xfs": _programs("mkfs.xfs"),
+    "partx": _programs("partx"),
     "acl": _programs("setfacl", "getfacl"),
     "attr": _programs("setfattr", "getfattr"),
     "cc": cc,

@@ -119,7 +119,7 @@ def _partition(
         number=number,
         start=start,
         size=size,
-        type=f"{entry.type:#04x}",
+        type=f"{entry.type:#x}",
         type_name=_TYPE_NAMES.get(entry.type, ""),
         name="",
         uuid=f"{disk:08x}-{number:02x}" if disk else "",
