@@ -51,6 +51,8 @@ _MAX_SCAN: Final = 1 << 17
 hostile one can cost. A unit is a block looked at, or each 4 KiB of a larger one; a block that has
 to be taken apart in vain, which does not happen in sound directories, costs one for 32 bytes. So
 512 MiB of sound blocks of 4 KiB can follow each other without an entry."""
+_EARNED: Final = 8
+"""Units that an entry adds to those that are left: one answer may hold thousands of entries."""
 
 FEW_BLOCKS: Final = 8
 """A directory of so many blocks is looked through as fast as its index would be."""
@@ -116,7 +118,7 @@ def decode_entries(
             name = data[start + 8 : name_end]
             if ino > inodes or not name or 0 in name or 47 in name:
                 raise CorruptImage(
-                    f"{what}: entry at byte {start}: bad inode {ino} or name {name!r}"
+                    f"{what}: entry at byte {start}: bad inode {ino} or name {name[:40]!r}"
                 )
             append(_new(DirRecord, (name, ino, types[kind], position + after)))
         start = after
@@ -182,7 +184,38 @@ def verify_block(inode: Inode, logical: int, data: bytes) -> None:
         )
 
 
-def _blocks(volume: Volume, inode: Inode, first: int) -> Iterator[tuple[int, bytes]]:
+class _Work:
+    """The work that may still be done for an answer about one directory."""
+
+    __slots__ = ("_inode", "_left")
+
+    def __init__(self, inode: Inode) -> None:
+        self._inode = inode
+        self._left = _MAX_SCAN
+
+    def look(self, data: bytes, *, in_vain: bool) -> None:
+        """Count a block that was looked at.
+
+        Raises:
+            CorruptImage: that was too much.
+        """
+        self.spend(len(data) // 32 if in_vain else max(len(data) >> 12, 1))
+
+    def spend(self, units: int) -> None:
+        """Count so many units; raises as :meth:`look`."""
+        self._left -= units
+        if self._left < 0:
+            raise CorruptImage(
+                f"directory inode {self._inode.ino}: too many blocks without an entry, or too "
+                "large to be searched"
+            )
+
+    def earn(self, entries: int) -> None:
+        """Entries were found."""
+        self._left = min(self._left + entries * _EARNED, _MAX_SCAN)
+
+
+def _blocks(volume: Volume, inode: Inode, first: int, work: _Work) -> Iterator[tuple[int, bytes]]:
     """The verified blocks of a directory from logical block ``first`` on; holes are skipped."""
     size = volume.block_size
     end = -(-inode.size // size)
@@ -190,6 +223,7 @@ def _blocks(volume: Volume, inode: Inode, first: int) -> Iterator[tuple[int, byt
     verify = volume.metadata_csum
     for piece in walk(volume, inode, first, end):
         if piece.state != MAPPED:
+            work.spend(1)
             continue
         logical = max(piece.logical, first)
         stop = min(piece.logical + piece.length, end)
@@ -210,11 +244,6 @@ def _is_empty(data: bytes) -> bool:
     return int.from_bytes(data[4:6], "little") >= len(data) - fmt.DIR_TAIL_SIZE
 
 
-def _work(data: bytes, *, in_vain: bool) -> int:
-    """Units of work that looking at a block has cost."""
-    return len(data) // 32 if in_vain else max(len(data) >> 12, 1)
-
-
 def read_directory(volume: Volume, inode: Inode, cookie: int) -> Iterator[DirRecord]:
     """The entries of a directory with blocks, from position ``cookie`` on.
 
@@ -223,20 +252,18 @@ def read_directory(volume: Volume, inode: Inode, cookie: int) -> Iterator[DirRec
         OSError: the source's.
     """
     size = volume.block_size
-    work = 0
-    for logical, data in _blocks(volume, inode, cookie // size):
+    work = _Work(inode)
+    for logical, data in _blocks(volume, inode, cookie // size, work):
         position = logical * size
         what = f"directory inode {inode.ino}: block {logical}"
         records = decode_entries(volume, what, data, 0, position)
         if cookie > position:
             records = [record for record in records if record.next_cookie > cookie]
         if records:
-            work = 0
+            work.earn(len(records))
             yield from records
         else:
-            work += _work(data, in_vain=not _is_empty(data))
-            if work > _MAX_SCAN:
-                raise CorruptImage(f"{what}: too many blocks without an entry before it")
+            work.look(data, in_vain=not _is_empty(data))
 
 
 def verified_names(volume: Volume, inode: Inode, logical: int, physical: int) -> dict[bytes, int]:
@@ -263,7 +290,7 @@ def verified_names(volume: Volume, inode: Inode, logical: int, physical: int) ->
 def _all_names(volume: Volume, inode: Inode) -> dict[bytes, int]:
     """All names of a directory; kept decoded."""
     names: dict[bytes, int] = {}
-    for logical, data in _blocks(volume, inode, 0):
+    for logical, data in _blocks(volume, inode, 0, _Work(inode)):
         what = f"directory inode {inode.ino}: block {logical}"
         for record in decode_entries(volume, what, data, 0, 0):
             names.setdefault(record.name, record.ino)
@@ -273,12 +300,10 @@ def _all_names(volume: Volume, inode: Inode) -> dict[bytes, int]:
 
 def _scan(volume: Volume, inode: Inode, name: bytes) -> int | None:
     """Look for a name in one block after the other."""
-    work = 0
-    for logical, data in _blocks(volume, inode, 0):
+    work = _Work(inode)
+    for logical, data in _blocks(volume, inode, 0, work):
         may_be_here = name in data
-        work += _work(data, in_vain=may_be_here)
-        if work > _MAX_SCAN:
-            raise CorruptImage(f"directory inode {inode.ino}: too large to be searched")
+        work.look(data, in_vain=may_be_here)
         if may_be_here:
             what = f"directory inode {inode.ino}: block {logical}"
             for record in decode_entries(volume, what, data, 0, 0):
