@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from penstock.formats.errors import BadChecksum, CorruptImage, UnsupportedFeature
-from penstock.formats.ext4.directory import find_linear
+from penstock.formats.ext4.directory import find_linear, known_names
 from penstock.formats.ext4.htree import find_indexed
 from penstock.formats.ext4.inode import DeletedInode, Inode
 from penstock.formats.ext4.mapping import Extent, ExtentKind, find_block
@@ -124,7 +124,44 @@ def test_index_and_blocks_agree(reader: Ext4Reader) -> None:
     volume = reader._volume
     names = [record.name for record in reader.readdir(directory)]
     for name in [*names, b"no such name", b"file-00001", b"x" * 255]:
-        assert find_indexed(volume, directory, name) == find_linear(volume, directory, name)
+        found = find_indexed(volume, directory, name)
+        assert found == find_linear(volume, directory, name)
+        assert found == reader.lookup(directory, name)
+
+
+def test_a_directory_that_is_searched_often_is_decoded(reader: Ext4Reader) -> None:
+    directory = find(reader, "many")
+    records = list(reader.readdir(directory))
+    assert directory.size > 8 * reader.block_size
+    for record in records[:100]:
+        assert reader.lookup(directory, record.name) == record.ino
+    names = known_names(reader._volume, directory, 1000)
+    assert names == {record.name: record.ino for record in records}
+    for name in (b".", b"..", b"no such name"):
+        assert reader.lookup(directory, name) == names.get(name)
+
+
+def test_a_bad_block_does_not_hide_the_others(tree: Path, tmp_path: Path) -> None:
+    image = copy_image(
+        cached_image(e2fsck_with_indexes, options=["-b", "1024"], tree=tree), tmp_path / "img"
+    )
+    with open_source(image) as source:
+        reader = Ext4Reader(source)
+        directory = find(reader, "many")
+        records = list(reader.readdir(directory))
+        bad = records[300].next_cookie // 1024
+        address = find_block(reader._volume, directory, bad) * 1024
+    poke(image, address + 9, b"\xee")
+    with open_source(image) as source:
+        reader = Ext4Reader(source)
+        for _ in range(2):
+            for record in records:
+                block = (record.next_cookie - 1) // 1024
+                if block == bad:
+                    with pytest.raises(BadChecksum):
+                        reader.lookup(directory, record.name)
+                else:
+                    assert reader.lookup(directory, record.name) == record.ino
 
 
 def test_a_broken_index_is_done_without(tree: Path, tmp_path: Path) -> None:

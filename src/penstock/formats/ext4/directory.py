@@ -33,9 +33,11 @@ from penstock.formats.layout import struct_of
 
 __all__ = [
     "FEW_BLOCKS",
+    "INDEXED_PATIENCE",
     "DirRecord",
     "decode_entries",
     "find_linear",
+    "known_names",
     "read_directory",
     "verified_names",
     "verify_tree_node",
@@ -60,7 +62,10 @@ FEW_BLOCKS: Final = 8
 _MAX_DECODED: Final = 1 << 20
 """Bytes of a directory that is kept decoded at most: some 25,000 names, 5 MB of memory."""
 _PATIENCE: Final = 8
-"""Searches of a directory of many blocks, after which taking it apart pays."""
+"""Searches of many blocks, after which taking all of them apart pays."""
+INDEXED_PATIENCE: Final = 64
+"""The same for searches by index."""
+_NEVER: Final = 1 << 60
 
 _unpack: Final = struct_of(DirEntryHead).unpack_from
 _DT: Final = fmt.DT_OF_FILE_TYPE
@@ -287,8 +292,36 @@ def verified_names(volume: Volume, inode: Inode, logical: int, physical: int) ->
     return names
 
 
-def _all_names(volume: Volume, inode: Inode) -> dict[bytes, int]:
-    """All names of a directory; kept decoded."""
+def known_names(volume: Volume, inode: Inode, patience: int) -> dict[bytes, int] | None:
+    """All names of a directory, if they are decoded already, or are now for being asked so often.
+
+    Args:
+        volume: the filesystem.
+        inode: the directory.
+        patience: how many searches without this must have been; 0 = decode at once.
+
+    Returns:
+        None if the directory is to be searched in another way: not yet asked often enough, too
+        large, or bad somewhere (the name may be in a sound block).
+
+    Raises:
+        OSError: the source's.
+    """
+    key = (inode.ino, 0)
+    kept = volume.parsed.get(key)
+    if isinstance(kept, dict):
+        return kept
+    searches = kept if isinstance(kept, int) else 0
+    if 0 <= searches >= patience and inode.size <= _MAX_DECODED:
+        try:
+            return _decode_all(volume, inode)
+        except CorruptImage:
+            searches = -_NEVER
+    volume.parsed.put(key, searches + 1, 200)
+    return None
+
+
+def _decode_all(volume: Volume, inode: Inode) -> dict[bytes, int]:
     names: dict[bytes, int] = {}
     for logical, data in _blocks(volume, inode, 0, _Work(inode)):
         what = f"directory inode {inode.ino}: block {logical}"
@@ -322,17 +355,6 @@ def find_linear(volume: Volume, inode: Inode, name: bytes) -> int | None:
         CorruptImage, BadChecksum: a block on the way is bad.
         OSError: the source's.
     """
-    key = (inode.ino, 0)
-    kept = volume.parsed.get(key)
-    if isinstance(kept, dict):
-        found: int | None = kept.get(name)
-        return found
-    searches = kept if isinstance(kept, int) else 0
     small = inode.size <= FEW_BLOCKS * volume.block_size
-    if small or (searches >= _PATIENCE and inode.size <= _MAX_DECODED):
-        try:
-            return _all_names(volume, inode).get(name)
-        except CorruptImage:
-            pass  # the name may be in a block before the bad one
-    volume.parsed.put(key, searches + 1, 200)
-    return _scan(volume, inode, name)
+    names = known_names(volume, inode, 0 if small else _PATIENCE)
+    return _scan(volume, inode, name) if names is None else names.get(name)

@@ -24,7 +24,14 @@ from typing import Final
 from penstock.formats.errors import BadChecksum, CorruptImage, UnsupportedFeature
 from penstock.formats.ext4 import format as fmt
 from penstock.formats.ext4.changes import DirectoryChanges
-from penstock.formats.ext4.directory import FEW_BLOCKS, DirRecord, find_linear, read_directory
+from penstock.formats.ext4.directory import (
+    FEW_BLOCKS,
+    INDEXED_PATIENCE,
+    DirRecord,
+    find_linear,
+    known_names,
+    read_directory,
+)
 from penstock.formats.ext4.format import Compat, Incompat, InodeFlag, MmpBlock, State
 from penstock.formats.ext4.groups import GroupTable
 from penstock.formats.ext4.htree import BrokenIndex, find_indexed
@@ -167,10 +174,13 @@ class Ext4Reader:
             return find_inline(self._volume, self._inodes, directory, name)
         indexed = directory.flags & _INDEX_AND_CASEFOLD == _INDEX  # folded names are hashed
         if indexed and directory.size > FEW_BLOCKS * self.block_size:
+            names = known_names(self._volume, directory, INDEXED_PATIENCE)
+            if names is not None:
+                return names.get(name)
             try:
                 return find_indexed(self._volume, directory, name)
             except BrokenIndex:
-                pass
+                return find_linear(self._volume, directory, name)
         return find_linear(self._volume, directory, name)
 
     def readdir(self, directory: Inode, cookie: int = 0) -> Iterator[DirRecord]:
