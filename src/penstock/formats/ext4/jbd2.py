@@ -14,7 +14,6 @@ from __future__ import annotations
 import enum
 import struct
 import zlib
-from collections.abc import Iterator
 from typing import Annotated, Final, NamedTuple
 
 from penstock.formats.crc import crc32c
@@ -27,9 +26,9 @@ __all__ = [
     "CommitBlock",
     "Geometry",
     "JournalSuperblock",
-    "Tag",
     "TagFlag",
     "TagFormat",
+    "Tags",
     "parse_journal_superblock",
     "v1_checksum",
 ]
@@ -138,20 +137,29 @@ class CommitBlock(NamedTuple):
     commit_nsec: Annotated[int, at(0x38, "I")]
 
 
-class Tag(NamedTuple):
-    """One copied block, as a descriptor names it."""
+_SAME_UUID: Final = int(TagFlag.SAME_UUID)
+_LAST_TAG: Final = int(TagFlag.LAST_TAG)
+_USUAL: Final = _SAME_UUID | _LAST_TAG
 
-    block: int
-    """Filesystem block that the copy belongs to."""
-    flags: int
-    checksum: int
+
+class Tags(NamedTuple):
+    """What a descriptor tells of the copies that follow it: parallel lists."""
+
+    blocks: list[int]
+    """Filesystem blocks that the copies belong to."""
+    flags: list[int]
+    checksums: list[int]
     """csum v3: 32 bits; v2: the low 16; 0 otherwise."""
 
 
 class TagFormat:
-    """How descriptors of one journal name blocks: three layouts, with and without 64 bits."""
+    """How descriptors of one journal name blocks: three layouts, with and without 64 bits.
 
-    __slots__ = ("_long", "_struct", "_v3", "size")
+    In what the kernel writes the first tag is followed by a UUID and the others are not, so that
+    they can be taken apart in one go. Anything else is walked tag by tag.
+    """
+
+    __slots__ = ("_flags_at", "_long", "_struct", "_v3", "size")
 
     def __init__(self, incompat: int) -> None:
         self._v3 = bool(incompat & Incompat.CSUM_V3)
@@ -163,41 +171,52 @@ class TagFormat:
             if incompat & Incompat.CSUM_V2:
                 code += "2x"
         self._struct = struct.Struct(code)
+        self._flags_at = 1 if self._v3 else 2
         self.size = self._struct.size
         """Bytes of a tag, its UUID not counted."""
 
-    def count(self, block: bytes, end: int) -> int:
-        """How many tags the descriptor ``block`` has; ``end``: where its checksum begins."""
-        flags_at = struct.Struct(">4xI" if self._v3 else ">6xH")
-        position = HEADER.size
-        count = 0
-        while position + self.size <= end:
-            (flags,) = flags_at.unpack_from(block, position)
-            count += 1
-            if flags & TagFlag.LAST_TAG:
-                break
-            position += self.size if flags & TagFlag.SAME_UUID else self.size + UUID_SIZE
-        return count
-
-    def tags(self, block: bytes, end: int) -> Iterator[Tag]:
-        """The tags of the descriptor ``block``; ``end``: where its checksum begins."""
-        unpack_from = self._struct.unpack_from
-        size = self.size
+    def _raw(self, block: bytes, end: int) -> list[tuple[int, ...]]:
+        """The fields of all tags of a descriptor."""
+        size, flags_at = self.size, self._flags_at
+        raw: list[tuple[int, ...]] = []
         position = HEADER.size
         while position + size <= end:
-            high = 0
-            if self._v3:
-                number, flags, high, checksum = unpack_from(block, position)
-            elif self._long:
-                number, checksum, flags, high = unpack_from(block, position)
-            else:
-                number, checksum, flags = unpack_from(block, position)
-            if self._long:
-                number |= high << 32
-            yield Tag(number, flags, checksum)
-            if flags & TagFlag.LAST_TAG:
-                return
-            position += size if flags & TagFlag.SAME_UUID else size + UUID_SIZE
+            tag = self._struct.unpack_from(block, position)
+            raw.append(tag)
+            if tag[flags_at] & _LAST_TAG:
+                break
+            position += size
+            if tag[flags_at] & _SAME_UUID:
+                continue
+            position += UUID_SIZE
+            if len(raw) == 1:
+                room = max(0, end - position) // size * size
+                rest = list(self._struct.iter_unpack(block[position : position + room]))
+                stop = next(
+                    (at for at, tag in enumerate(rest) if tag[flags_at] & _USUAL != _SAME_UUID),
+                    None,
+                )
+                if stop is None or rest[stop][flags_at] & _LAST_TAG:
+                    return raw + (rest if stop is None else rest[: stop + 1])
+        return raw
+
+    def count(self, block: bytes, end: int) -> int:
+        """How many tags the descriptor ``block`` has; ``end``: where its checksum begins."""
+        return len(self._raw(block, end))
+
+    def tags(self, block: bytes, end: int) -> Tags:
+        """The tags of the descriptor ``block``; ``end``: where its checksum begins."""
+        columns = [list(column) for column in zip(*self._raw(block, end), strict=True)]
+        high: list[int] = []
+        if self._v3:
+            low, flags, high, checksums = columns
+        elif self._long:
+            low, checksums, flags, high = columns
+        else:
+            low, checksums, flags = columns
+        if self._long and any(high):
+            low = [number | upper << 32 for number, upper in zip(low, high, strict=True)]
+        return Tags(low, flags, checksums)
 
 
 class Checksums:

@@ -40,7 +40,7 @@ from typing import Final, NamedTuple, Protocol
 from penstock.formats.errors import BadChecksum, CorruptImage
 from penstock.formats.ext4 import jbd2
 from penstock.formats.ext4.fastcommit import FastCommit, read_fast_commit
-from penstock.formats.ext4.jbd2 import CommitBlock, Incompat, TagFlag
+from penstock.formats.ext4.jbd2 import CommitBlock, Incompat
 from penstock.formats.ext4.replaymap import MapBuilder, ReplayMap
 from penstock.formats.ext4.superblock import Superblock
 from penstock.formats.layout import unpack
@@ -291,15 +291,13 @@ def _gather(log: _Log, found: _Found) -> ReplayMap:
     builder = MapBuilder()
     for position in found.descriptors:
         block = log.read(position - 1)
-        at = position
-        for tag in log.tags.tags(block, log.tags_end):
-            if tag.block >= log.fs_blocks:
-                raise CorruptImage(
-                    f"journal: block {log.index(position - 1)} holds a copy of filesystem block "
-                    f"{tag.block}, the filesystem has {log.fs_blocks}"
-                )
-            builder.add(tag.block, at, bool(tag.flags & TagFlag.ESCAPE))
-            at += 1
+        tags = log.tags.tags(block, log.tags_end)
+        if max(tags.blocks) >= log.fs_blocks:
+            raise CorruptImage(
+                f"journal: block {log.index(position - 1)} names a copy of filesystem block "
+                f"{max(tags.blocks)}, the filesystem has {log.fs_blocks}"
+            )
+        builder.add(tags.blocks, position, tags.flags)
     builder.merge()
     revoked = _revoked(log, found, builder.blocks) if found.revokes else {}
     if log.checksums.enabled:
@@ -349,21 +347,20 @@ def _revoked(log: _Log, found: _Found, blocks: array[int]) -> dict[int, int]:
 
 def _verify_copies(log: _Log, position: int, tid: int, revoked: dict[int, int]) -> None:
     """Check the copies of one descriptor against their tags, unless they are revoked."""
-    tags = list(log.tags.tags(log.read(position - 1), log.tags_end))
+    tags = log.tags.tags(log.read(position - 1), log.tags_end)
     checksum = log.checksums.copy_checksum
     seed = log.checksums.transaction_seed(tid)
     size = log.block_size
-    pending = iter(tags)
+    pending = iter(zip(tags.blocks, tags.checksums, strict=True))
 
     def visit(data: memoryview) -> None:
-        for start in range(0, len(data), size):
-            tag = next(pending)
-            if checksum(seed, data[start : start + size]) != tag.checksum:
-                last = revoked.get(tag.block)
+        for start, (block, stored) in zip(range(0, len(data), size), pending, strict=False):
+            if checksum(seed, data[start : start + size]) != stored:
+                last = revoked.get(block)
                 if last is None or _distance(tid, last) > 0:
                     raise BadChecksum(
-                        f"journal: the copy of filesystem block {tag.block} in transaction {tid} "
+                        f"journal: the copy of filesystem block {block} in transaction {tid} "
                         f"does not match its checksum"
                     )
 
-    log.copies(position, len(tags), visit)
+    log.copies(position, len(tags.blocks), visit)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 __all__ = ["MapBuilder", "ReplayMap"]
 
-_RUN: Final = 1 << 18
-"""Tags sorted at once, some 20 MiB of Python integers."""
+_RUN: Final = 1 << 20
+"""Copies sorted at once, some 45 MiB of Python integers."""
 _POSITION_BITS: Final = 33
 """Of a sort key: 32 bits of log position and the escape flag below the block number."""
 _POSITION_MASK: Final = (1 << _POSITION_BITS) - 1
@@ -82,11 +82,19 @@ class MapBuilder:
         self._blocks = array("Q")
         self._positions = array("Q")
 
-    def add(self, block: int, position: int, escaped: bool) -> None:
-        """One copy of ``block`` at ``position`` of the log (later copies have higher ones)."""
-        pending = self._pending
-        pending.append(block << _POSITION_BITS | position << 1 | escaped)
-        if len(pending) == _RUN:
+    def add(self, blocks: Sequence[int], position: int, flags: Sequence[int]) -> None:
+        """Copies that lie one after the other in the log.
+
+        Args:
+            blocks: whose copies they are.
+            position: of the first copy in the log; later copies have higher ones.
+            flags: for each, whether it is escaped (bit 0; others are ignored).
+        """
+        self._pending += [
+            block << _POSITION_BITS | at << 1 | flag & 1
+            for at, (block, flag) in enumerate(zip(blocks, flags, strict=True), position)
+        ]
+        if len(self._pending) >= _RUN:
             self._close_run()
 
     def _close_run(self) -> None:
