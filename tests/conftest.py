@@ -13,6 +13,8 @@ loadgroup``).
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -159,25 +161,31 @@ def ordinary_user(request: pytest.FixtureRequest) -> OrdinaryUser:
     return user
 
 
-@pytest.fixture
-def dev_fuse_for_all() -> Iterator[None]:
-    """/dev/fuse readable and writable by everybody, as Debian's udev makes it, and back."""
+@contextlib.contextmanager
+def _dev_fuse_mode(mode: int) -> Iterator[None]:
+    """Give /dev/fuse a mode, and its own back. Sessions side by side take turns."""
     device = Path("/dev/fuse")
-    mode = device.stat().st_mode & 0o7777
-    device.chmod(0o666)
+    lock = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    before = device.stat().st_mode & 0o7777
+    device.chmod(mode)
     try:
         yield
     finally:
-        device.chmod(mode)
+        device.chmod(before)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        os.close(lock)
+
+
+@pytest.fixture
+def dev_fuse_for_all() -> Iterator[None]:
+    """/dev/fuse readable and writable by everybody, as Debian's udev makes it, and back."""
+    with _dev_fuse_mode(0o666):
+        yield
 
 
 @pytest.fixture
 def dev_fuse_for_root() -> Iterator[None]:
     """/dev/fuse for root alone: others get it only through fusermount3."""
-    device = Path("/dev/fuse")
-    mode = device.stat().st_mode & 0o7777
-    device.chmod(0o600)
-    try:
+    with _dev_fuse_mode(0o600):
         yield
-    finally:
-        device.chmod(mode)
