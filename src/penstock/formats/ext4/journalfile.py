@@ -21,7 +21,8 @@ from penstock.formats.ext4.volume import Volume
 __all__ = ["JournalFile", "open_journal"]
 
 _MIN_BLOCKS: Final = 1024
-_MAX_PIECES: Final = 1 << 20
+_MAX_PIECES: Final = 1 << 18
+"""Of the map of a journal: 1 GiB of blocks of 4 KiB, each of them apart."""
 
 
 class JournalFile:
@@ -46,6 +47,16 @@ class JournalFile:
             self._starts.append(piece.logical)
             self._ends.append(piece.logical + piece.length)
             self._physical.append(piece.physical)
+        self._refuse_overlaps()
+
+    def _refuse_overlaps(self) -> None:
+        """A block that is there twice would make a log that is longer than the image."""
+        before = 0
+        for slot in sorted(range(len(self._physical)), key=self._physical.__getitem__):
+            physical = self._physical[slot]
+            if physical < before:
+                raise CorruptImage(f"journal: block {physical} of the filesystem is twice in it")
+            before = physical + self._ends[slot] - self._starts[slot]
 
     def _find(self, index: int) -> tuple[int, int]:
         """Byte address of a block, and how many adjacent blocks follow from it on."""
