@@ -13,6 +13,9 @@ Facts about damage, as Linux 6.18 treats it, and so this module: whatever follow
 and is bad is a crash, and ignored. A bad first one, in an area that begins with the right HEAD, is
 damage and refuses the mount, although a crash can leave it.
 
+Linux 6.18 also refuses two kinds of images with which nothing is wrong, and which are read here: an
+area that is full to its last block, and a file that was unlinked and then synced while open.
+
 Specification: Documentation/filesystems/ext4/journal.rst of the Linux kernel (Fast commits), and
 logs written by the kernel.
 """
