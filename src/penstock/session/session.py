@@ -114,7 +114,7 @@ class Session:
         """Have listings prepared ahead, where the filesystem keeps nothing for what it lists."""
         if self._operations.forgettable or _READDIRPLUS not in self._rows:
             return None
-        listings = Listings()
+        listings = Listings(self._operations)
         self._rows[_READDIRPLUS] = Row(
             "readdirplus", listings.call, lambda answer, _request: (answer, ())
         )
