@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from penstock.abi.fuse import INVALID_UIDGID, InitFlag
-from penstock.formats.ext4.format import InodeFlag
+from penstock.formats.errors import CorruptImage
+from penstock.formats.ext4.format import NAME_MAX, XATTR_PREFIXES, InodeFlag
 from penstock.formats.ext4.inode import Inode
 from penstock.formats.ext4.mapping import Extent, ExtentKind
 from penstock.formats.ext4.reader import Ext4Reader
@@ -56,6 +57,7 @@ _ABSENT: Final = Entry(0, 0, _ENDLESS, _ENDLESS, 0, 0, _NO_ATTRIBUTES)
 _SEEK_DATA: Final = 3
 _MAY_LIST_TRUSTED: Final = frozenset({0, INVALID_UIDGID})
 _SEEK_HOLE: Final = 4
+_NAMESPACES: Final = tuple(XATTR_PREFIXES.values())
 _KEPT_FILES: Final = 1024
 _KEPT_MAPPINGS: Final = 64
 
@@ -161,9 +163,13 @@ class Ext4Server(Operations):
 
     def lookup(self, ctx: Context, parent: NodeId, name: bytes) -> Entry:
         directory = self._inode(parent)
+        if name == b".":  # how the kernel finds the inode of a file handle, of whatever type
+            return self._entry(directory.ino)
         if not stat.S_ISDIR(directory.mode):
             raise FsError(errno.ENOTDIR)
-        ino = directory.ino if name == b"." else self._reader.lookup(directory, name)
+        if len(name) > NAME_MAX:
+            raise FsError(errno.ENAMETOOLONG)
+        ino = self._reader.lookup(directory, name)
         return _ABSENT if ino is None else self._entry(ino)
 
     def readlink(self, ctx: Context, nodeid: NodeId) -> bytes:
@@ -252,7 +258,7 @@ class Ext4Server(Operations):
     def getxattr(self, ctx: Context, nodeid: NodeId, name: bytes) -> bytes:
         value = self._reader.getxattr(self._inode(nodeid), name)
         if value is None:
-            raise FsError(errno.ENODATA)
+            raise FsError(errno.ENODATA if name.startswith(_NAMESPACES) else errno.EOPNOTSUPP)
         return value
 
     def listxattr(self, ctx: Context, nodeid: NodeId) -> Sequence[bytes]:
@@ -342,6 +348,8 @@ def open_ext4(source: FileSource, options: Ext4Options) -> Server:
         OSError: the image cannot be read.
     """
     reader = Ext4Reader(source, replay=options.recovery, verify=options.verify)
+    if not reader.inode(_ROOT_INO).is_dir:
+        raise CorruptImage(f"the root (inode {_ROOT_INO}) is not a directory")
     operations = Ext4Server(reader, source, options)
     info: dict[str, Any] = describe(reader)
     return Server("ext4", operations, True, info, tuple(reader.warnings))
