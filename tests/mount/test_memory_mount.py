@@ -236,6 +236,53 @@ def _wait_for_one(inside: Inside) -> bool:
     return wait_waiting(inside, 1)
 
 
+class Slow(MemoryFilesystem):
+    """Reads wait for something outside, and say so before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading = threading.Event()
+        self.go_on = threading.Event()
+
+    def read(
+        self,
+        ctx: Context,
+        nodeid: NodeId,
+        fh: FileHandle,
+        offset: int,
+        size: int,
+        flags: int,
+        lock_owner: int | None,
+    ) -> bytes:
+        """Wait until told to go on."""
+        assert self.before_wait is not None
+        self.before_wait()
+        self.reading.set()
+        assert self.go_on.wait(SECONDS)
+        return super().read(ctx, nodeid, fh, offset, size, flags, lock_owner)
+
+
+def _reading(inside: Inside) -> bool:
+    return bool(inside[0].reading.wait(SECONDS))
+
+
+def _go_on(inside: Inside) -> None:
+    inside[0].go_on.set()
+
+
+def test_others_are_served_while_one_waits(tmp_path: Path) -> None:
+    options = MountOptions(workers=WORKERS)
+    with serve_in_process(Slow, tmp_path, options) as served, Peer() as peer:
+        (tmp_path / "file").write_bytes(b"x" * 10)
+        handle = peer.call("open", tmp_path / "file", os.O_RDONLY)
+        peer.start("read", handle, 10, 0)
+        assert served.call(_reading)
+        for number in range(20):
+            (tmp_path / f"other-{number}").mkdir()
+        served.call(_go_on)
+        assert peer.answer() == "x" * 10
+
+
 def test_umount_ends_the_server(tmp_path: Path) -> None:
     with serve_in_process(MemoryFilesystem, tmp_path) as served:
         (tmp_path / "file").touch()
