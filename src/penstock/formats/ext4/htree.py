@@ -83,6 +83,8 @@ def find_indexed(volume: Volume, inode: Inode, name: bytes) -> int | None:
         names = verified_names(volume, inode, logical, physical)
         if name in names:
             return names[name]
+        if logical == 0 or logical in (above.blocks[taken] for above, taken in path[:-1]):
+            raise BrokenIndex(f"directory inode {inode.ino}: index has {logical} as a leaf too")
         if not _next_leaf(volume, inode, path, target):
             return None
     raise BrokenIndex(f"directory inode {inode.ino}: more than {_MAX_LEAVES} leaves for one hash")
