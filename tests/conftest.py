@@ -186,6 +186,6 @@ def dev_fuse_for_all() -> Iterator[None]:
 
 @pytest.fixture
 def dev_fuse_for_root() -> Iterator[None]:
-    """/dev/fuse for root alone: others get it only through fusermount3."""
+    """/dev/fuse for root alone; fusermount3 opens it with its caller's rights, and fails too."""
     with _dev_fuse_mode(0o600):
         yield
