@@ -3,7 +3,7 @@
 
 The only place with ctypes (``libc.py``). ``mount.py`` mounts, ``mountinfo.py`` finds mounts without
 touching them, ``devfuse.py`` is the FUSE device, ``fusermount.py`` the helper for callers without
-privilege, ``probe.py`` what only a try can tell.
+privilege, ``files.py`` what ``os`` lacks about files, ``probe.py`` what only a try can tell.
 """
 
-__all__ = ["devfuse", "fusermount", "libc", "mount", "mountinfo", "probe"]
+__all__ = ["devfuse", "files", "fusermount", "libc", "mount", "mountinfo", "probe"]

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls on files that Python's ``os`` lacks."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import Final, NamedTuple
+
+from penstock.sys.libc import call
+
+__all__ = ["Dirent", "birth_time_ns", "fallocate", "getdents", "link_descriptor", "rename2"]
+
+_AT_FDCWD: Final = -100
+_AT_SYMLINK_FOLLOW: Final = 0x400
+_STATX_BTIME: Final = 0x800
+_STATX_SIZE: Final = 256
+_STATX_BTIME_OFFSET: Final = 80
+_DIRENT: Final = struct.Struct("<QqHB")
+
+
+def rename2(old: str | os.PathLike[str], new: str | os.PathLike[str], flags: int) -> None:
+    """renameat2(2): RENAME_NOREPLACE 1, EXCHANGE 2, WHITEOUT 4."""
+    source, target = os.fsencode(old), os.fsencode(new)
+    call("renameat2", _AT_FDCWD, source, _AT_FDCWD, target, flags, path=target)
+
+
+def link_descriptor(fd: int, new: str | os.PathLike[str]) -> None:
+    """linkat(2) of an open file, by its link in /proc. (os.link does not follow it.)"""
+    source = f"/proc/self/fd/{fd}".encode()
+    target = os.fsencode(new)
+    call("linkat", _AT_FDCWD, source, _AT_FDCWD, target, _AT_SYMLINK_FOLLOW, path=target)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2): FALLOC_FL_* in ``mode``, offset and length in bytes."""
+    call("fallocate", fd, mode, ctypes.c_long(offset), ctypes.c_long(length))
+
+
+def birth_time_ns(path: str | os.PathLike[str]) -> int | None:
+    """The time of birth by statx(2), nanoseconds; None if the filesystem does not say."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    where = os.fsencode(path)
+    call("statx", _AT_FDCWD, where, 0, _STATX_BTIME, buffer, path=where)
+    (mask,) = struct.unpack_from("<I", buffer)
+    seconds, nanoseconds = struct.unpack_from("<qI", buffer, _STATX_BTIME_OFFSET)
+    return int(seconds) * 1_000_000_000 + int(nanoseconds) if mask & _STATX_BTIME else None
+
+
+class Dirent(NamedTuple):
+    """One record of getdents64(2)."""
+
+    name: bytes
+    ino: int
+    next: int
+    """Position after this entry, for lseek(2)."""
+    type: int
+
+
+def getdents(fd: int, size: int = 4096) -> list[Dirent]:
+    """getdents64(2): the next entries of an open directory, as many as fit into ``size`` bytes."""
+    buffer = ctypes.create_string_buffer(size)
+    filled = call("getdents64", fd, buffer, ctypes.c_size_t(size))
+    entries: list[Dirent] = []
+    offset = 0
+    while offset < filled:
+        ino, following, length, kind = _DIRENT.unpack_from(buffer, offset)
+        name = buffer.raw[offset + _DIRENT.size : offset + length].split(b"\0", 1)[0]
+        entries.append(Dirent(name, ino, following, kind))
+        offset += length
+    return entries
