@@ -239,6 +239,8 @@ def _wait_for_one(inside: Inside) -> bool:
 class Slow(MemoryFilesystem):
     """Reads wait for something outside, and say so before."""
 
+    says_so = True
+
     def __init__(self) -> None:
         super().__init__()
         self.reading = threading.Event()
@@ -256,7 +258,8 @@ class Slow(MemoryFilesystem):
     ) -> bytes:
         """Wait until told to go on."""
         assert self.before_wait is not None
-        self.before_wait()
+        if self.says_so:
+            self.before_wait()
         self.reading.set()
         assert self.go_on.wait(SECONDS)
         return super().read(ctx, nodeid, fh, offset, size, flags, lock_owner)
@@ -270,9 +273,16 @@ def _go_on(inside: Inside) -> None:
     inside[0].go_on.set()
 
 
-def test_others_are_served_while_one_waits(tmp_path: Path) -> None:
+class Silent(Slow):
+    """Reads wait, and do not say so."""
+
+    says_so = False
+
+
+@pytest.mark.parametrize("slow", [Slow, Silent])
+def test_others_are_served_while_one_waits(slow: type[Slow], tmp_path: Path) -> None:
     options = MountOptions(workers=WORKERS)
-    with serve_in_process(Slow, tmp_path, options) as served, Peer() as peer:
+    with serve_in_process(slow, tmp_path, options) as served, Peer() as peer:
         (tmp_path / "file").write_bytes(b"x" * 10)
         handle = peer.call("open", tmp_path / "file", os.O_RDONLY)
         peer.start("read", handle, 10, 0)

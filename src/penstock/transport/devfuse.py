@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """/dev/fuse: several workers on one connection, one of them reading.
 
-Workers lead and follow. One worker, the leader, reads requests and carries them out itself: as
-long as that needs only memory and the page cache there is nothing to gain from a second thread,
-and much to lose (a wake-up per request, and two threads at one interpreter lock). When the leader
-is about to wait for the medium it lets the next worker lead (:meth:`DevFuse.before_wait`), so that
-requests go on being served, and queues up again when it is done.
+Which worker reads is decided in :mod:`penstock.transport.turns`.
 
 Invariants
-    - At most one thread reads at a time; each worker reads from and replies to its own clone.
+    - One thread reads at a time; each worker reads from and replies to its own clone.
     - The descriptors do not block; sleeping is done in poll(2), which also hears :meth:`stop`.
     - A buffer belongs to one worker and is reused for each request.
 """
@@ -30,6 +26,7 @@ from penstock.session import FileBody, Reply
 from penstock.sys.devfuse import clone
 from penstock.transport.body import CopyBuffer, ShortBody, SplicePipe, zero_file
 from penstock.transport.polling import Polling
+from penstock.transport.turns import Turns
 
 if TYPE_CHECKING:
     from penstock.session import Origin, Session
@@ -57,7 +54,8 @@ class Worker:
         self.copy = CopyBuffer(transport.before_wait)
         self.pipe: SplicePipe | None = None
         self.leading = False
-        self.ident = 0
+        self.serial = 0
+        self.asleep = False
 
     def close(self) -> None:
         if self.pipe is not None:
@@ -93,7 +91,7 @@ class DevFuse:
         self._count = max(1, workers)
         self._workers: list[Worker] = []
         self._threads: list[threading.Thread] = []
-        self._turn = threading.Lock()
+        self._turns = Turns(self._count)
         self._local = threading.local()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
@@ -147,6 +145,7 @@ class DevFuse:
             )
             self._threads.append(thread)
             thread.start()
+        self._turns.start()
 
     def _clone(self) -> int:
         try:
@@ -168,6 +167,7 @@ class DevFuse:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+        self._turns.stop()
         for worker in self._workers:
             worker.close()
         for fd in {self.fd, *(worker.fd for worker in self._workers)}:
@@ -195,9 +195,8 @@ class DevFuse:
     def before_wait(self) -> None:
         """The calling worker is about to wait: another one may lead meanwhile."""
         worker: Worker | None = getattr(self._local, "worker", None)
-        if worker is not None and worker.leading and self._count > 1:
-            worker.leading = False
-            self._turn.release()
+        if worker is not None:
+            self._turns.hand_over(worker)
 
     # Workers
 
@@ -212,13 +211,14 @@ class DevFuse:
         try:
             while not self._stopping:
                 if not worker.leading:
-                    self._turn.acquire()
-                    worker.leading = True
+                    self._turns.take(worker)
                 count = self._next(worker, waiter)
                 if count:
+                    worker.serial += 1
                     reply = session.handle(buffer[:count], worker)
                     if reply is not None:
                         self._send(worker, reply)
+                    worker.serial += 1
                     self._last_answer = time.perf_counter_ns()
         except Exception:  # noqa: BLE001 - the others must be told to leave
             _log.exception("a worker failed; the mount is being given up")
@@ -228,9 +228,7 @@ class DevFuse:
     def _leave(self, worker: Worker) -> None:
         self._stopping = True
         os.eventfd_write(self._wake, 1)
-        if worker.leading:
-            worker.leading = False
-            self._turn.release()
+        self._turns.hand_over(worker, last=True)
         with self._lock:
             self._left -= 1
             last = self._left == 0
@@ -248,7 +246,10 @@ class DevFuse:
         # poll(2) and not read(2) until it is refused: an exception costs more than a system call.
         while not look(0):
             if not idle() and clock() >= deadline:
+                worker.asleep = True
                 look()
+                worker.asleep = False
+                self._turns.awake()
                 self._polling.slept(clock() - self._last_answer)
                 break
         if self._stopping:
