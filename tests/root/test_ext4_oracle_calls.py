@@ -9,9 +9,11 @@ import json
 import mmap
 import os
 import random
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -231,6 +233,15 @@ def test_many_readers(by_path: Serving, kernel: Path, tmp_path: Path) -> None:
 # Names
 
 
+@pytest.fixture
+def place(session_place: Path) -> Iterator[Path]:
+    """A folder that everybody can enter, of this test alone."""
+    folder = Path(tempfile.mkdtemp(prefix="oracle-", dir=session_place))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
 def _names(stream: DirStream) -> Iterator[tuple[bytes, int]]:
     while (entry := stream.read()) is not None:
         yield entry
@@ -329,7 +340,7 @@ def test_errors_are_the_kernels(
     assert seen == expected
 
 
-def test_access_is_denied_as_by_the_kernel(image: Path, kernel: Path, session_place: Path) -> None:
+def test_access_is_denied_as_by_the_kernel(image: Path, place: Path) -> None:
     """Modes and ACLs keep ordinary users out, by name and by group, where the kernel does."""
     # Users and groups that the ACLs of the tree name, and strangers.
     callers = [
@@ -342,8 +353,8 @@ def test_access_is_denied_as_by_the_kernel(image: Path, kernel: Path, session_pl
         (65534, 65534),
     ]
     with (
-        kernel_mount(image, session_place / "acl-kernel", "ro,noload") as expected,
-        serving(image, session_place / "acl-penstock", "allow_other") as served,
+        kernel_mount(image, place / "kernel", "ro,noload") as expected,
+        serving(image, place / "mount", "allow_other") as served,
     ):
         answers = [[_may(top, uid, gid) for uid, gid in callers] for top in (expected, served.path)]
     assert answers[0] == answers[1]
@@ -373,13 +384,13 @@ def _may(top: Path, uid: int, gid: int) -> str:
     ).stdout  # fmt: skip
 
 
-def test_values_of_trusted_attributes_are_for_root_alone(image: Path, session_place: Path) -> None:
+def test_values_of_trusted_attributes_are_for_root_alone(image: Path, place: Path) -> None:
     script = (
         "import os, sys\n"
         "assert 'trusted.shared' in os.listxattr(sys.argv[1]) or os.getuid()\n"
         "print(len(os.getxattr(sys.argv[1], 'trusted.shared')))"
     )
-    with serving(image, session_place / "trusted", "allow_other") as served:
+    with serving(image, place / "mount", "allow_other") as served:
         command = [PYTHON, "-I", "-c", script, os.fspath(served.path / "kernel" / "shared0")]
         root, nobody = (
             subprocess.run(

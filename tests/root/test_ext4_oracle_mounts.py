@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,18 +72,25 @@ def _as_nobody(*command: str | Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.fixture
+def place(session_place: Path) -> Iterator[Path]:
+    """A folder that everybody can enter, of this test alone."""
+    folder = Path(tempfile.mkdtemp(prefix="oracle-", dir=session_place))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("words", ["", "suid", "dev", "suid,dev", "nosuid,dev", "noexec"])
 def test_programs_and_devices_are_harmless_unless_root_asks(
-    image: Path, session_place: Path, words: str
+    image: Path, place: Path, words: str
 ) -> None:
     """A set-user-ID program and a device node do what they do in the kernel's mount."""
     kernel_words = [word for word in ("nosuid", "nodev") if word[2:] not in words.split(",")]
     kernel_words += [word for word in words.split(",") if word == "noexec"]
     with (
-        kernel_mount(
-            image, session_place / "harmless-kernel", ",".join(["ro", "noload", *kernel_words])
-        ) as kernel,
-        serving(image, session_place / "harmless", f"allow_other,{words}".rstrip(",")) as served,
+        kernel_mount(image, place / "kernel", ",".join(["ro", "noload", *kernel_words])) as kernel,
+        serving(image, place / "mount", f"allow_other,{words}".rstrip(",")) as served,
     ):
         expected, seen = (
             [
@@ -118,7 +126,7 @@ def test_owners_as_asked_for(image: Path, kernel: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def public_tree(session_place: Path) -> Path:
     """A tree that everybody can read."""
-    top = session_place / "public"
+    top = session_place / f"public-{os.getpid()}"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(__file__).parents[2] / "src", top / "src", ignore=ignored)
     for index in range(3):
