@@ -211,31 +211,44 @@ def _encode_ioctl(answer: IoctlReply, request: Any) -> bytes:
 
 
 def _encode_readdir(entries: Iterable[DirEntry], request: Any) -> bytes:
+    """As many records as fit. An error after some of them is for the next request, which begins
+    behind them: so nothing is lost of a directory that is bad further on."""
     size = request.arg.size
     parts: list[bytes] = []
-    for name, ino, offset, kind in entries:
-        record = pack_dirent(name, ino, offset, kind)
-        size -= len(record)
-        if size < 0:
-            break
-        parts.append(record)
+    try:
+        for name, ino, offset, kind in entries:
+            record = pack_dirent(name, ino, offset, kind)
+            size -= len(record)
+            if size < 0:
+                break
+            parts.append(record)
+    except Exception:
+        if not parts:
+            raise
     return b"".join(parts)
 
 
 def encode_readdirplus(
     entries: Iterable[tuple[DirEntry, Entry | None]], size: int
 ) -> tuple[bytes, tuple[int, ...]]:
-    """As many records as fit into ``size`` bytes, and the nodes that they count."""
+    """As many records as fit into ``size`` bytes, and the nodes that they count.
+
+    An error after some of them is for the next request.
+    """
     parts: list[bytes] = []
     nodes: list[int] = []
-    for (name, ino, offset, kind), entry in entries:
-        record = pack_direntplus(name, ino, offset, kind, entry)
-        size -= len(record)
-        if size < 0:
-            break
-        parts.append(record)
-        if entry is not None and entry[0]:
-            nodes.append(entry[0])
+    try:
+        for (name, ino, offset, kind), entry in entries:
+            record = pack_direntplus(name, ino, offset, kind, entry)
+            size -= len(record)
+            if size < 0:
+                break
+            parts.append(record)
+            if entry is not None and entry[0]:
+                nodes.append(entry[0])
+    except Exception:
+        if not parts:
+            raise
     return b"".join(parts), tuple(nodes)
 
 
