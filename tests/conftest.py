@@ -7,8 +7,9 @@ requirement skips the test. Under PENSTOCK_REQUIRE=all any skip is a failure, bu
 file says this kernel may lack; those stand in the last lines of the run.
 
 Order: tests of tests/mount and tests/root share the machine's mounts, devices and CPUs, so with
-pytest-xdist they all run in one worker, one after the other, beside the unit tests (``--dist
-loadgroup``).
+pytest-xdist they all run in one worker, one after the other, beside the unit tests. A scheduler of
+our own sees to it: xdist's (``--dist loadgroup``) writes the group into the node's id, which
+pytest 9.2 does not let it. Tests marked ``serial`` elsewhere wait for those by a lock.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,13 +50,35 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Add what a folder implies: requirements, and the one group that runs one by one."""
+    """Add what a folder implies: requirements, and to run one by one."""
     for item in items:
         folder = item.path.parent.name
         if folder in BY_FOLDER:
             item.add_marker(pytest.mark.requires(*BY_FOLDER[folder]))
-        if folder in BY_FOLDER or item.get_closest_marker("serial") is not None:
-            item.add_marker(pytest.mark.xdist_group("serial"))
+            item.add_marker(pytest.mark.serial)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """One worker for all of the folders that run one by one; other tests wherever there is room."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class ByFolder(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            serial = Path(nodeid.partition("::")[0]).parent.name in BY_FOLDER
+            return "serial" if serial else nodeid
+
+    return ByFolder(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Serial tests of one session take turns, whichever workers run them."""
+    if item.get_closest_marker("serial") is None:
+        return (yield)
+    with open(Path(os.environ[PLACE]) / "serial", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
