@@ -339,7 +339,7 @@ def test_server_that_ends_while_it_is_used(
             assert int(answer) in gone
         if number == signal.SIGKILL:
             with pytest.raises(OSError, match="not connected"):
-                os.listdir(served.path)
+                os.stat(served.path / "a name not asked for yet")
             penstock("umount", served.path)
         assert not is_mounted(served.path)
         assert os.listdir(served.path) == []
