@@ -231,7 +231,7 @@ def test_several_mounts_of_one_image(image: Path, kernel: Path, tmp_path: Path) 
     expected = capture(kernel)
     with serving(image, tmp_path / "first") as first:
         with serving(image, tmp_path / "second", "datapath=copy") as second:
-            assert first.pid != second.pid
+            assert first.server.pid != second.server.pid
             for served in (first, second):
                 assert_same(expected, capture(served.path))
         assert (first.path / "big").read_bytes() == (kernel / "big").read_bytes()
@@ -277,7 +277,7 @@ def test_image_that_is_cut_short_while_mounted(image: Path, tmp_path: Path, data
                 with pytest.raises(OSError, match="Input/output error"):
                     os.pread(big.fileno(), length, BIG // 2)
         assert (served.path / "tree" / "size4097").read_bytes() == start
-        assert served.statistics()["pid"] == served.pid
+        assert served.statistics()["pid"] == served.server.pid
         os.truncate(copy, content)
         assert sorted(os.listdir(served.path))[:2] == ["big", "id"]
 
@@ -331,7 +331,7 @@ def test_server_that_ends_while_it_is_used(
         for reader in readers:
             assert reader.stdout is not None
             assert reader.stdout.readline() == "reading\n"
-        served.kill(number)
+        served.server.send_signal(number)
         assert served.wait_end(20)
         gone = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENOENT}
         for reader in readers:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,34 +49,45 @@ def is_mounted(path: Path) -> bool:
         return any(line.split()[4] == os.fspath(path) for line in table)
 
 
+def _wait_for_mount(server: subprocess.Popen[bytes], path: Path) -> None:
+    """Wait until the mount table has the mount, or the server has ended."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as table:
+        events = select.poll()
+        events.register(table, select.POLLPRI)
+        deadline = time.monotonic() + 30
+        while not is_mounted(path) and server.poll() is None and time.monotonic() < deadline:
+            events.poll(100)
+    if not is_mounted(path):
+        server.kill()
+        raise AssertionError(f"penstock mount: exit {server.wait()}")
+
+
 class Serving:
     """A mount and the process that serves it."""
 
-    def __init__(self, path: Path, pid: int) -> None:
+    def __init__(self, path: Path, server: subprocess.Popen[bytes]) -> None:
         self.path = path
-        self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+        self.server = server
 
     def statistics(self) -> dict[str, Any]:
         """What ``penstock stats --json`` says."""
         answer: dict[str, Any] = json.loads(penstock("stats", "--json", self.path).stdout)
         return answer
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send the server a signal, if it still lives."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
-
     def wait_end(self, seconds: float = 10.0) -> bool:
         """Wait for the end of the server; whether it has ended."""
-        import select
-
-        return bool(select.select([self.pidfd], [], [], seconds)[0])
+        try:
+            self.server.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
 
 @contextlib.contextmanager
 def serving(image: Path, mountpoint: Path, options: str = "") -> Iterator[Serving]:
-    """Mount an image with ``penstock mount``; unmounted afterwards, and the server has ended.
+    """Mount an image with ``penstock mount -f``; unmounted afterwards, and the server has ended.
+
+    What the server says on stderr is shown with a test that fails.
 
     Args:
         image: the image.
@@ -83,23 +96,22 @@ def serving(image: Path, mountpoint: Path, options: str = "") -> Iterator[Servin
     """
     mountpoint.mkdir(exist_ok=True)
     words = ["-o", options] if options else []
-    penstock("mount", image, mountpoint, *words)
-    listed = json.loads(penstock("list", "--json").stdout)
-    (pid,) = [entry["pid"] for entry in listed if entry["mountpoint"] == os.fspath(mountpoint)]
-    served = Serving(mountpoint, pid)
-    timer = threading.Timer(_SECONDS, served.kill)
+    server = subprocess.Popen([str(PENSTOCK), "mount", "-f", *words, image, mountpoint])
+    timer = threading.Timer(_SECONDS, server.kill)
     timer.daemon = True
     timer.start()
     try:
+        _wait_for_mount(server, mountpoint)
+        served = Serving(mountpoint, server)
         yield served
-    except BaseException:
-        served.kill()
-        penstock("umount", "--lazy", mountpoint, check=False)
-        raise
-    else:
         if is_mounted(mountpoint):
             penstock("umount", mountpoint)
         assert served.wait_end()
+        assert server.returncode in {0, -signal.SIGKILL}
     finally:
         timer.cancel()
-        os.close(served.pidfd)
+        if server.poll() is None:
+            server.kill()
+            server.wait()
+        if is_mounted(mountpoint):
+            penstock("umount", "--lazy", mountpoint, check=False)
