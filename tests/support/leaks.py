@@ -63,7 +63,7 @@ def processes(session: str, folders: list[str]) -> Iterator[tuple[int, str]]:
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue  # ended meanwhile, or somebody else's
-        named = any(folder.encode() in word for word in words for folder in folders)
+        named = any(f"{folder}/".encode() in word + b"/" for word in words for folder in folders)
         if words != [b""] and (marker in environment or named):
             yield int(entry.name), b" ".join(words).decode(errors="replace").strip()
 
