@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from penstock.abi.fuse import GetattrIn, InitIn, LseekIn, Opcode, OpenIn, ReadIn
+from penstock.abi.fuse import GetattrIn, InitFlag, InitIn, LseekIn, Opcode, OpenIn, ReadIn
 from penstock.datapath import ReadPaths
 from penstock.fs import ENDLESS, ROOT
 from penstock.servers import UnknownImage, open_server
@@ -152,3 +152,14 @@ def test_other_images_are_named(tmp_path: Path, offset: int, magic: bytes, said:
 def test_no_partition_where_there_is_no_table(image: int) -> None:
     with pytest.raises(UnknownImage, match="no partition table"):
         open_server(image, None, {"partition": "1"})
+
+
+def test_noacl_leaves_acls_to_be_shown_only(image: int) -> None:
+    for words, wanted in (({}, True), ({"noacl": ""}, False)):
+        server = open_server(image, None, words)
+        with MemoryTransport(server.operations, datapaths=ReadPaths("copy")) as transport:
+            Asker(transport)
+            connection = transport.session.connection
+            assert connection is not None
+            assert bool(connection.flags & InitFlag.POSIX_ACL) == wanted
+            assert connection.flags & InitFlag.ALLOW_IDMAP

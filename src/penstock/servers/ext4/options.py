@@ -15,6 +15,8 @@ OPTIONS: Final = (
     ServerOption("norecovery", "", "do not replay a dirty journal: show the filesystem as it lies"),
     ServerOption("noload", "", "the same as norecovery"),
     ServerOption("nocheck", "", "do not verify metadata checksums"),
+    ServerOption("acl", "", "have the kernel enforce POSIX ACLs (the default)"),
+    ServerOption("noacl", "", "show POSIX ACLs, but have permissions decided by modes alone"),
     ServerOption("uid", "N", "show all files as owned by this user id"),
     ServerOption("gid", "N", "show all files as owned by this group id"),
 )
@@ -28,6 +30,7 @@ class Ext4Options(NamedTuple):
     partition: int | None = None
     recovery: bool = True
     verify: bool = True
+    acl: bool = True
     uid: int | None = None
     gid: int | None = None
 
@@ -46,6 +49,7 @@ def parse_options(words: Mapping[str, str]) -> Ext4Options:
         partition=_number(words, "partition", 1, 1 << 16),
         recovery="norecovery" not in words and "noload" not in words,
         verify="nocheck" not in words,
+        acl="noacl" not in words,
         uid=_number(words, "uid", 0, _LARGEST_ID),
         gid=_number(words, "gid", 0, _LARGEST_ID),
     )

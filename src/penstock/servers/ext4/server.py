@@ -121,6 +121,8 @@ class Ext4Server(Operations):
         self._reader = reader
         self._source = source
         self._offset = source.offset
+        if not options.acl:
+            self.want = self.want & ~InitFlag.POSIX_ACL
         self._uid = options.uid
         self._gid = options.gid
         self._block_size = reader.block_size
