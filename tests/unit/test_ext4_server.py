@@ -12,14 +12,24 @@ from typing import Any
 
 import pytest
 
-from penstock.abi.fuse import GetattrIn, InitFlag, InitIn, LseekIn, Opcode, OpenIn, ReadIn
+from penstock.abi.fuse import (
+    INVALID_UIDGID,
+    GetattrIn,
+    GetxattrIn,
+    InitFlag,
+    InitIn,
+    LseekIn,
+    Opcode,
+    OpenIn,
+    ReadIn,
+)
 from penstock.datapath import ReadPaths
 from penstock.fs import ENDLESS, ROOT
 from penstock.servers import UnknownImage, open_server
 from penstock.servers.ext4 import parse_options
 from penstock.transport import MemoryTransport
 from penstock.wire import decode_direntplus, decode_reply, encode_request, requests
-from tests.support.images import cached_image
+from tests.support.images import cached_image, debugfs
 
 OFFER = InitIn(7, 45, 131072, 0x73FF_FFFB, 0x5FD, bytes(44))
 
@@ -30,9 +40,9 @@ class Asker:
         self.unique = 0
         self(requests.Init(OFFER), 0)
 
-    def __call__(self, request: Any, nodeid: int = ROOT) -> Any:
+    def __call__(self, request: Any, nodeid: int = ROOT, uid: int = 0) -> Any:
         self.unique += 2
-        message = encode_request(request, unique=self.unique, nodeid=nodeid)
+        message = encode_request(request, unique=self.unique, nodeid=nodeid, uid=uid)
         reply = self.transport.call(message)
         assert reply is not None
         opcode = next(o for o, cls in requests.REQUESTS.items() if cls is type(request))
@@ -108,6 +118,24 @@ def test_the_requests_of_a_read_only_tree_are_all_there(ask: Asker) -> None:
     }  # fmt: skip
 
 
+def _with_attributes(image: Path) -> None:
+    debugfs(image, "ea_set / user.plain 1", "ea_set / trusted.secret 2")
+
+
+def test_names_of_trusted_attributes_are_for_root_or_where_no_one_knows_who_asks() -> None:
+    fd = os.open(cached_image(_with_attributes), os.O_RDONLY)
+    try:
+        operations = open_server(fd).operations
+        with MemoryTransport(operations, datapaths=ReadPaths("copy")) as transport:
+            asker = Asker(transport)
+            for uid, shown in ((0, True), (1000, False), (INVALID_UIDGID, True)):
+                names = asker(requests.Listxattr(GetxattrIn(4096, 0)), ROOT, uid).data
+                assert b"user.plain\0" in bytes(names)
+                assert (b"trusted.secret\0" in bytes(names)) == shown
+    finally:
+        os.close(fd)
+
+
 def test_ownership_can_be_overridden(image: int) -> None:
     server = open_server(image, "ext4", {"uid": "1234", "gid": "5678"})
     with MemoryTransport(server.operations, datapaths=ReadPaths("copy")) as transport:
@@ -154,12 +182,17 @@ def test_no_partition_where_there_is_no_table(image: int) -> None:
         open_server(image, None, {"partition": "1"})
 
 
-def test_noacl_leaves_acls_to_be_shown_only(image: int) -> None:
-    for words, wanted in (({}, True), ({"noacl": ""}, False)):
+def test_words_choose_what_is_negotiated(image: int) -> None:
+    acl, idmap = InitFlag.POSIX_ACL, InitFlag.ALLOW_IDMAP
+    cases: list[tuple[dict[str, str], int]] = [
+        ({}, acl),
+        ({"noacl": ""}, 0),
+        ({"idmap": ""}, acl | idmap),
+    ]
+    for words, wanted in cases:
         server = open_server(image, None, words)
         with MemoryTransport(server.operations, datapaths=ReadPaths("copy")) as transport:
             Asker(transport)
             connection = transport.session.connection
             assert connection is not None
-            assert bool(connection.flags & InitFlag.POSIX_ACL) == wanted
-            assert connection.flags & InitFlag.ALLOW_IDMAP
+            assert connection.flags & (acl | idmap) == wanted

@@ -17,6 +17,9 @@ OPTIONS: Final = (
     ServerOption("nocheck", "", "do not verify metadata checksums"),
     ServerOption("acl", "", "have the kernel enforce POSIX ACLs (the default)"),
     ServerOption("noacl", "", "show POSIX ACLs, but have permissions decided by modes alone"),
+    ServerOption(
+        "idmap", "", "allow the mount to be idmapped (then who lists xattrs is not known)"
+    ),
     ServerOption("uid", "N", "show all files as owned by this user id"),
     ServerOption("gid", "N", "show all files as owned by this group id"),
 )
@@ -31,6 +34,7 @@ class Ext4Options(NamedTuple):
     recovery: bool = True
     verify: bool = True
     acl: bool = True
+    idmap: bool = False
     uid: int | None = None
     gid: int | None = None
 
@@ -50,6 +54,7 @@ def parse_options(words: Mapping[str, str]) -> Ext4Options:
         recovery="norecovery" not in words and "noload" not in words,
         verify="nocheck" not in words,
         acl="noacl" not in words,
+        idmap="idmap" in words,
         uid=_number(words, "uid", 0, _LARGEST_ID),
         gid=_number(words, "gid", 0, _LARGEST_ID),
     )

@@ -107,7 +107,6 @@ class Ext4Server(Operations):
         | InitFlag.POSIX_ACL
         | InitFlag.CACHE_SYMLINKS
         | InitFlag.EXPLICIT_INVAL_DATA
-        | InitFlag.ALLOW_IDMAP
     )
     forgettable = False
 
@@ -122,7 +121,9 @@ class Ext4Server(Operations):
         self._source = source
         self._offset = source.offset
         if not options.acl:
-            self.want = self.want & ~InitFlag.POSIX_ACL
+            self.want &= ~InitFlag.POSIX_ACL
+        if options.idmap:
+            self.want |= InitFlag.ALLOW_IDMAP
         self._uid = options.uid
         self._gid = options.gid
         self._block_size = reader.block_size
