@@ -3,7 +3,17 @@
 
 The only place with ctypes (``libc.py``). ``mount.py`` mounts, ``mountinfo.py`` finds mounts without
 touching them, ``devfuse.py`` is the FUSE device, ``fusermount.py`` the helper for callers without
-privilege, ``files.py`` what ``os`` lacks about files, ``probe.py`` what only a try can tell.
+privilege, ``process.py`` tells processes apart, ``files.py`` is what ``os`` lacks about files,
+``probe.py`` what only a try can tell. Each is imported by who needs it.
 """
 
-__all__ = ["devfuse", "files", "fusermount", "libc", "mount", "mountinfo", "probe"]
+__all__ = [
+    "devfuse",
+    "files",
+    "fusermount",
+    "libc",
+    "mount",
+    "mountinfo",
+    "probe",
+    "process",
+]
