@@ -373,6 +373,29 @@ def test_the_caller_gets_its_streams_back(image: Path, mountpoint: Path, how: st
     good("umount", mountpoint)
 
 
+def shell(script: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell in which "$@" is the program and what is given."""
+    command = ["sh", "-c", script, "sh", *COMMAND, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams(image: Path, mountpoint: Path, closed: str) -> None:
+    for words in (("mount", image, mountpoint), ("umount", mountpoint)):
+        done = shell(f'exec "$@" {closed}', *words)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert (find_mount(str(mountpoint)) is not None) == (words[0] == "mount")
+
+
+def test_foreground_with_closed_streams(image: Path, mountpoint: Path) -> None:
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND, "mount", "-f"]
+    process = subprocess.Popen([*command, str(image), str(mountpoint)])
+    wait_for(lambda: find_mount(str(mountpoint)), "mount")
+    assert (mountpoint / "size59").stat().st_size == 59
+    good("umount", mountpoint)
+    assert process.wait(20) == 0
+
+
 def test_unwritable_image(image: Path, mountpoint: Path, tmp_path: Path) -> None:
     copy = copy_image(image, tmp_path / "copy.img")
     copy.chmod(0o444)
@@ -465,7 +488,7 @@ def test_cat_and_closed_pipe(image: Path, tree: Path) -> None:
         capture_output=True,
         check=False,
     )
-    assert (done.stdout, done.stderr) == (b"islan", b"")
+    assert (done.returncode, done.stdout, done.stderr) == (141, b"islan", b"")
 
 
 def test_cp_whole_tree(image: Path, tree: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def fail(error: BaseException) -> Callable[[Ready], int]:
         (fail(Failure("no\udcff", ExitCode.MOUNT)), "no\udcff", 32),
         (fail(Failure("wrong", ExitCode.USAGE)), "wrong", 1),
         (fail(RuntimeError("odd")), "RuntimeError: odd", 2),
-        (fail(OSError(5, "five")), "OSError: five", 2),
+        (fail(OSError(5, "five", "/x")), "/x: five", 2),
         (fail(SystemExit(3)), "SystemExit: 3", 2),
         (lambda _: os.kill(os.getpid(), signal.SIGKILL), "died at start by signal 9", 32),
         (lambda _: os._exit(7), "died at start with exit code 7", 32),

@@ -126,13 +126,54 @@ def test_closed_pipe_is_quiet() -> None:
             stderr=subprocess.PIPE,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_closed_streams(tmp_path: Path) -> None:
     """Without any standard stream the exit code still tells."""
     command = f"exec {sys.executable} -m penstock info {tmp_path} >&- 2>&- <&-"
     assert subprocess.run(["sh", "-c", command], check=False).returncode == 2
+
+
+def shell(script: str, *words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell in which "$@" is the program and what is given."""
+    command = ["sh", "-c", script, "sh", sys.executable, "-m", "penstock", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["list", "ls x", "cat x", "info x", "stats /", "doctor", "--help", "--version", "mount --help"],
+)
+def test_closed_output_is_named(words: str) -> None:
+    done = shell('exec "$@" >&-', *words.split())
+    assert (done.returncode, done.stderr) == (2, "penstock: standard output is closed\n")
+
+
+def test_errors_never_go_to_the_output(tmp_path: Path) -> None:
+    for words in (["info", "/nowhere"], ["umount", "/nowhere"], ["cp", "/nowhere", tmp_path]):
+        done = shell('exec "$@" 2>&-', *words)
+        assert done.returncode in {2, 32}
+        assert done.stdout == ""
+
+
+def test_nothing_opened_gets_the_number_of_a_stream() -> None:
+    script = (
+        "import os, sys; from penstock.cli.streams import open_streams; open_streams();"
+        "fd = os.open('/', os.O_RDONLY); os._exit(fd if sys.stdout and sys.stderr else 99)"
+    )
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", script]
+    assert subprocess.run(command, check=False).returncode == 3
+
+
+@pytest.mark.parametrize("words", [["umount", "m"], ["stats", "m"], ["mount", "doc.img", "m"]])
+def test_deleted_working_directory(tmp_path: Path, words: list[str]) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = shell('cd "$0"; rmdir "$0"; exec "$@"'.replace("$0", str(gone)), *words)
+    named = "doc.img" if words[0] == "mount" else "m"
+    assert done.returncode == (2 if words[0] == "stats" else 32)
+    assert done.stderr == f"penstock: {named}: no such file or directory\n"
 
 
 SLOW = {"rich", "asyncio", "typing_extensions", "email", "http", "urllib.request", "hypothesis"}

@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,6 +181,30 @@ def test_cat_of_what_is_no_file(image: Image, capfdbinary: pytest.CaptureFixture
     lines = [line.rpartition(b": ")[2] for line in said.err.splitlines()]
     missing = b"no such file or directory"
     assert lines == [b"is a directory", b"is not a regular file", missing, missing]
+
+
+def test_cp_goes_on_when_nobody_listens(
+    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message into a closed pipe is lost; the other files and the exit code are not."""
+    script = (
+        "import sys; from penstock.cli import logs; logs.report('lost'); logs.warn('lost too');"
+        "sys.exit(2)"
+    )
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "wb") as pipe:
+        done = subprocess.run([sys.executable, "-c", script], stderr=pipe, check=False)
+    assert done.returncode == 2
+    image.hold({"a": b"new", "b": b"b"})
+    Path("a").write_bytes(b"old")
+    lost = open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115  closed below
+    monkeypatch.setattr("sys.stderr", lost)
+    monkeypatch.setattr("penstock.cli.streams.discard", lambda fd: None)
+    assert main(["cp", image.path, "."]) == 2
+    assert (Path("a").read_bytes(), Path("b").read_bytes()) == (b"old", b"b")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        lost.close()
 
 
 # cp

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from penstock.cli.errors import ExitCode, Failure, explain
+from penstock.cli.errors import ExitCode, Failure, explain, where
 
 __all__ = ["run_detached"]
 
@@ -76,7 +76,8 @@ def _child(work: Callable[[Callable[[], None]], int], pipe: int) -> NoReturn:
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     except BaseException as error:  # noqa: BLE001  whatever it is, the parent must learn of it
-        _say(pipe, code, f"{type(error).__name__}: {explain(error)}")
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        _say(pipe, code, f"{where(error)}{kind}{explain(error)}")
     finally:
         # Not sys.exit: what the parent registered to run at its exit is not the child's to run.
         os._exit(code)

@@ -7,7 +7,7 @@ import enum
 import errno
 import os
 
-__all__ = ["ExitCode", "Failure", "explain"]
+__all__ = ["ExitCode", "Failure", "explain", "where"]
 
 
 class ExitCode(enum.IntEnum):
@@ -22,6 +22,8 @@ class ExitCode(enum.IntEnum):
     """Mounting or unmounting failed."""
     INTERRUPTED = 130
     """Ended by SIGINT (128 + 2)."""
+    UNREAD = 141
+    """Whoever read the output has gone, as if ended by SIGPIPE (128 + 13)."""
 
 
 class Failure(Exception):
@@ -58,3 +60,9 @@ def explain(error: BaseException) -> str:
     else:
         text = str(error) or type(error).__name__
     return " ".join(text.split())
+
+
+def where(error: BaseException) -> str:
+    """The path that an exception names, as the beginning of a line; empty if it names none."""
+    filename = getattr(error, "filename", None)
+    return "" if filename is None else f"{os.fsdecode(filename)}: "

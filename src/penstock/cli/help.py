@@ -44,7 +44,8 @@ def commands_document() -> str:
         "",
         "Every failure is one line on standard error. Exit codes, as those of mount(8): 0 success,",
         "1 wrong usage, 2 system error (what was asked for could not be read or answered),",
-        "32 mounting or unmounting failed, 130 interrupted.",
+        "32 mounting or unmounting failed, 130 interrupted, 141 whoever read the output has gone",
+        "(as of a command that SIGPIPE ended).",
     ]
     for command in COMMANDS:
         lines += _command(command)

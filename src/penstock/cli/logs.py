@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 
+from penstock.cli.streams import say
 from penstock.cli.text import printable
 
 __all__ = ["configure_logging", "report", "warn"]
@@ -28,9 +28,16 @@ class _Formatter(logging.Formatter):
         return text
 
 
+class _Lines(logging.Handler):
+    """Prints records on what is stderr at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
 def configure_logging(*, debug: bool = False) -> None:
     """Send log records to stderr: warnings and errors, with ``debug`` everything."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines()
     handler.setFormatter(_Formatter(debug=debug))
     logger = logging.getLogger("penstock")
     logger.handlers[:] = [handler]
@@ -40,9 +47,9 @@ def configure_logging(*, debug: bool = False) -> None:
 
 def warn(message: str) -> None:
     """One line that the user should see, although the command goes on."""
-    print(f"penstock: warning: {printable(message)}", file=sys.stderr, flush=True)
+    say(f"penstock: warning: {printable(message)}")
 
 
 def report(message: str) -> None:
     """One line on what failed, where the command goes on and fails at its end."""
-    print(f"penstock: {printable(message)}", file=sys.stderr, flush=True)
+    say(f"penstock: {printable(message)}")

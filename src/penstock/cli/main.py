@@ -7,13 +7,13 @@ mount`` runs at boot.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import Final
 
-from penstock.cli.errors import ExitCode, Failure, explain
+from penstock.cli.errors import ExitCode, Failure, explain, where
+from penstock.cli.streams import check_output, discard, open_streams, say
 
 __all__ = ["main"]
 
@@ -28,7 +28,8 @@ commands:
 `penstock COMMAND --help` shows a command's arguments, `penstock mount -o help` its -o words,
 `penstock --version` the version.
 
-exit codes: 0 success, 1 wrong usage, 2 system error, 32 mount failure, 130 interrupted
+exit codes: 0 success, 1 wrong usage, 2 system error, 32 mount failure, 130 interrupted,
+141 output not read
 """
 
 
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command line without the program's name; None: the process's own.
     """
+    open_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words[0] if words else "--help"
     try:
@@ -48,13 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has had enough. Python would complain at exit while flushing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
-        return ExitCode.OK
+        discard(1)  # whoever read our output has had enough
+        return ExitCode.UNREAD
     except RecursionError:
         return _fail("nested too deeply", ExitCode.SYSTEM)
     except (OSError, ValueError) as error:
-        return _fail(_where(error) + explain(error), ExitCode.SYSTEM)
+        return _fail(where(error) + explain(error), ExitCode.SYSTEM)
     except MemoryError:
         return _fail("out of memory", ExitCode.SYSTEM)
     except Exception as error:
@@ -67,9 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, words: list[str]) -> int:
     if name in {"-h", "--help", "help"}:
+        check_output()
         print(_usage(), end="")
         return ExitCode.OK
     if name in {"-V", "--version"}:
+        check_output()
         from penstock._version import __version__
 
         print(f"penstock {__version__}")
@@ -88,8 +91,11 @@ def _run(name: str, words: list[str]) -> int:
 
     try:
         parsed = parse_arguments(command, words)
-    except SystemExit:
-        return ExitCode.OK  # --help was printed
+    except SystemExit:  # --help was printed
+        check_output()
+        return ExitCode.OK
+    if command.prints:
+        check_output()
     module = import_module(f"penstock.cli.commands.{name}")
     return int(module.run(parsed))
 
@@ -102,14 +108,8 @@ def _usage() -> str:
     )
 
 
-def _where(error: BaseException) -> str:
-    filename = getattr(error, "filename", None)
-    return "" if filename is None else f"{os.fsdecode(filename)}: "
-
-
 def _fail(message: str, code: ExitCode) -> int:
     from penstock.cli.text import printable
 
-    with contextlib.suppress(OSError):  # if nobody listens, the exit code says it
-        print(f"penstock: {printable(message)}", file=sys.stderr, flush=True)
+    say(f"penstock: {printable(message)}")
     return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from penstock.cli.errors import ExitCode, Failure
+from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.control import Listed, find_record
 from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
 
@@ -22,9 +22,10 @@ def our_mount(path: str, code: ExitCode) -> tuple[MountInfo, Listed | None]:
     """
     if not path or "\0" in path:
         raise Failure(f"{path!r}: is no path", ExitCode.USAGE)
-    entry = find_mount(path)
-    if entry is None:
-        entry = _behind_symlink(path)
+    try:
+        entry = find_mount(path) or _behind_symlink(path)
+    except OSError as error:  # a relative path in a directory that was deleted
+        raise Failure(f"{path}: {explain(error)}", code) from error
     if entry is None:
         where = "is not mounted" if _exists(path) else "no such mount point"
         raise Failure(f"{path}: {where} (penstock list shows what is)", code)

@@ -84,6 +84,8 @@ class Command(NamedTuple):
     summary: str
     arguments: tuple[Argument, ...]
     description: str = ""
+    prints: bool = False
+    """Its output is what it is for."""
 
 
 def _ignored(*names: str) -> tuple[Word, ...]:
@@ -177,16 +179,19 @@ COMMANDS: Final[tuple[Command, ...]] = (
         (_JSON,),
         "Shows your own mounts; root sees everybody's. STATE is mounted, stale (the server has "
         "died; umount it) or detached (unmounted lazily, still in use).",
+        prints=True,
     ),
     Command(
         "stats",
         "show what a mount has done",
         (Argument(("MOUNTPOINT",), Shape.ONE, "a mount made by penstock"), _JSON),
+        prints=True,
     ),
     Command(
         "info",
         "show what an image is and holds",
         (_SOURCE, _JSON, *_READING),
+        prints=True,
     ),
     Command(
         "ls",
@@ -206,6 +211,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
         ),
         "Owners are shown as numbers: the names would be this machine's, not the image's. Control "
         "characters in names are shown as ? on a terminal, and as they are elsewhere, like ls(1).",
+        prints=True,
     ),
     Command(
         "cat",
@@ -216,6 +222,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
             ),
             *_READING,
         ),
+        prints=True,
     ),
     Command(
         "cp",
@@ -242,6 +249,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
         "show what this kernel and this user can do, and how that is known",
         (_JSON,),
         "Each feature is tried where that is harmless, else read from where the system says it.",
+        prints=True,
     ),
 )
 """All commands, in the order in which help shows them."""

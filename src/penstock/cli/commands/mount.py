@@ -126,9 +126,9 @@ def _mount(arguments: argparse.Namespace, words: Words, stack: contextlib.ExitSt
     from penstock.cli.images import open_filesystem, open_source
     from penstock.serve import mount
 
-    target = _mountpoint(arguments.mountpoint)
     fd = open_source(arguments.source, ExitCode.MOUNT)
     stack.callback(os.close, fd)
+    target = _mountpoint(arguments.mountpoint)
     server = open_filesystem(arguments.source, fd, arguments.type, words.server, ExitCode.MOUNT)
     for warning in server.warnings:
         warn(f"{arguments.source}: {warning}")
@@ -155,7 +155,10 @@ def _mountpoint(path: str) -> str:
 
     if not path or "\0" in path:
         raise Failure(f"{path!r}: is no path for a mount point", ExitCode.USAGE)
-    target = resolve_parent(path)
+    try:
+        target = resolve_parent(path)
+    except OSError as error:  # a relative path in a directory that was deleted
+        raise Failure(f"{path}: {explain(error)}", ExitCode.MOUNT) from error
     entry = find_mount(target)
     if entry is None:
         target = os.path.realpath(target)
