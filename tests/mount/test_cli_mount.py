@@ -11,95 +11,28 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from penstock.control import PING, UNMOUNT, ControlClient, ControlError, records
 from penstock.sys.mountinfo import find_mount
-from tests.support.images import MIB, cached_image, copy_image, make_tree, run, session_dir
+from tests.support.commands import (
+    COMMAND,
+    good,
+    is_gone,
+    mount_flags,
+    penstock,
+    refused,
+    server_of,
+    wait_for,
+)
+from tests.support.images import MIB, copy_image, run
 from tests.support.ordinary import OrdinaryUser
 
 pytestmark = pytest.mark.requires("mke2fs")
 
 ROOT = os.geteuid() == 0
-COMMAND = (sys.executable, "-m", "penstock")
-
-
-def penstock(*words: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, words)],
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        check=False,
-        timeout=timeout,
-    )
-
-
-def good(*words: str | Path) -> str:
-    """Run a command that must work and say nothing on stderr; its output."""
-    done = penstock(*words)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
-def refused(*words: str | Path) -> tuple[int, str]:
-    """Run a command that must fail with one line; its exit code and that line."""
-    done = penstock(*words)
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("penstock: ")
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stderr.removeprefix("penstock: ").rstrip("\n")
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within 20 s"
-        os.sched_yield()
-
-
-@pytest.fixture(scope="module")
-def tree() -> Path:
-    top = session_dir() / "cli-tree"
-    return top if top.exists() else make_tree(top, files=30)
-
-
-@pytest.fixture(scope="module")
-def image(tree: Path) -> Path:
-    return cached_image(size=128 * MIB, tree=tree)
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "mount point"
-    place.mkdir()
-    yield place
-    while find_mount(str(place)) is not None:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-def server_of(mountpoint: Path) -> int:
-    """Process number of the server of a mount."""
-    rows = json.loads(good("list", "--json"))
-    return next(int(row["pid"]) for row in rows if row["mountpoint"] == str(mountpoint))
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
-
-
-def mount_flags(mountpoint: Path) -> set[str]:
-    entry = find_mount(str(mountpoint))
-    assert entry is not None
-    return set(entry.options.split(","))
 
 
 def test_mount_use_unmount(image: Path, tree: Path, mountpoint: Path) -> None:
@@ -371,29 +304,6 @@ def test_the_caller_gets_its_streams_back(image: Path, mountpoint: Path, how: st
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     good("umount", mountpoint)
-
-
-def shell(script: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a line of shell in which "$@" is the program and what is given."""
-    command = ["sh", "-c", script, "sh", *COMMAND, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-
-
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
-def test_closed_streams(image: Path, mountpoint: Path, closed: str) -> None:
-    for words in (("mount", image, mountpoint), ("umount", mountpoint)):
-        done = shell(f'exec "$@" {closed}', *words)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        assert (find_mount(str(mountpoint)) is not None) == (words[0] == "mount")
-
-
-def test_foreground_with_closed_streams(image: Path, mountpoint: Path) -> None:
-    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND, "mount", "-f"]
-    process = subprocess.Popen([*command, str(image), str(mountpoint)])
-    wait_for(lambda: find_mount(str(mountpoint)), "mount")
-    assert (mountpoint / "size59").stat().st_size == 59
-    good("umount", mountpoint)
-    assert process.wait(20) == 0
 
 
 def test_unwritable_image(image: Path, mountpoint: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from penstock._version import __version__
 from penstock.cli import text
 from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.cli.images import Target, open_source, targets
-from penstock.cli.logs import configure_logging
+from penstock.cli.logs import configure_logging, log_to_syslog
 from penstock.cli.main import main
 
 COMMANDS = ["mount", "umount", "list", "stats", "info", "ls", "cat", "cp", "doctor"]
@@ -302,6 +303,27 @@ def test_log_records_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     finally:
         logger.handlers[:], logger.propagate = before[0], before[1]
         logger.setLevel(before[2])
+
+
+def test_syslog(tmp_path: Path) -> None:
+    path = str(tmp_path / "log")
+    logger = logging.getLogger("penstock")
+    before = list(logger.handlers)
+    try:
+        log_to_syslog(path)  # there is none
+        assert logger.handlers == before
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.bind(path)
+            log_to_syslog(path)
+            logging.getLogger("penstock.x").warning("inode %d\n", 7)
+            assert sock.recv(4096) == f"<28>penstock[{os.getpid()}]: inode 7\\x0a".encode()
+            logging.getLogger("penstock.x").error("bad", exc_info=ValueError("odd"))
+            assert sock.recv(4096).endswith(b"]: bad: ValueError('odd')")
+        logging.getLogger("penstock.x").warning("lost")  # and nothing is raised
+    finally:
+        for handler in logger.handlers[len(before) :]:
+            handler.close()
+        logger.handlers[:] = before
 
 
 # Targets

@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import socket
+from typing import Final
 
 from penstock.cli.streams import say
 from penstock.cli.text import printable
 
-__all__ = ["configure_logging", "report", "warn"]
+__all__ = ["configure_logging", "log_to_syslog", "report", "warn"]
+
+_DAEMON: Final = 3 << 3
+_ERROR: Final = 3
+_WARNING: Final = 4
+_MAX_LINE: Final = 2048
 
 
 class _Formatter(logging.Formatter):
@@ -43,6 +52,37 @@ def configure_logging(*, debug: bool = False) -> None:
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+
+
+class _Syslog(logging.Handler):
+    """Sends records to the system's log. A log that cannot take one loses it: a filesystem must not
+    wait for its log, which may itself wait for the filesystem."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        severity = _ERROR if record.levelno >= logging.ERROR else _WARNING
+        text = printable(record.getMessage())
+        if record.exc_info and record.exc_info[1] is not None:
+            text += f": {printable(repr(record.exc_info[1]))}"
+        line = f"<{_DAEMON | severity}>penstock[{os.getpid()}]: {text}"
+        with contextlib.suppress(OSError):
+            self._socket.sendto(os.fsencode(line)[:_MAX_LINE], self._path)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+def log_to_syslog(path: str = "/dev/log") -> None:
+    """Send warnings and errors to the system's log too, where there is one; for a daemon, whose
+    stderr nobody reads."""
+    if os.path.exists(path):
+        with contextlib.suppress(OSError):
+            logging.getLogger("penstock").addHandler(_Syslog(path))
 
 
 def warn(message: str) -> None:

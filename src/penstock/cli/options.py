@@ -155,11 +155,13 @@ COMMANDS: Final[tuple[Command, ...]] = (
             _WORDS,
             _PARTITION,
             Argument(("-f", "--foreground"), Shape.FLAG, "stay, and serve until unmounted"),
-            Argument(("-d", "--debug"), Shape.FLAG, "log what happens to stderr (implies -f)"),
+            Argument(("-d", "--debug"), Shape.FLAG, "log each request to stderr (implies -f)"),
             Argument(("-r", "--read-only"), Shape.FLAG, "the same as -o ro"),
         ),
         "Mounts are nosuid and nodev unless root asks otherwise. The image is opened for reading "
-        "only and never written, also when its journal has to be replayed.",
+        "only and never written, also when its journal has to be replayed. In the background, "
+        "warnings go to the system's log (/dev/log) where there is one; with -f to stderr. SIGINT, "
+        "SIGTERM and SIGHUP unmount, and the exit code is 0 then, also with -f.",
     ),
     Command(
         "umount",

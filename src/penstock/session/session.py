@@ -23,6 +23,7 @@ import collections
 import errno
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from penstock.abi.fuse import InHeader, InitFlag, InitIn, Opcode, OutHeader
@@ -44,6 +45,7 @@ from penstock.session.negotiate import Limits, When, negotiate
 from penstock.session.notifier import Notifier
 from penstock.session.ports import DataPaths, Origin, Reply, Sink
 from penstock.session.statistics import RequestCounts, SessionStatistics
+from penstock.session.trace import trace_line
 from penstock.wire import (
     Features,
     WireError,
@@ -80,6 +82,7 @@ class Session:
         sink: takes late answers and notifications.
         datapaths: puts mapped data into file ranges.
         limits: sizes to negotiate.
+        trace: called with one line for each request that was carried out.
     """
 
     def __init__(
@@ -89,11 +92,13 @@ class Session:
         sink: Sink,
         datapaths: DataPaths,
         limits: Limits = Limits(),
+        trace: Callable[[str], None] | None = None,
     ) -> None:
         self._operations = operations
         self._sink = sink
         self._datapaths = datapaths
         self._limits = limits
+        self._trace = trace
         self._rows: dict[int, Row] = {
             int(opcode): row
             for opcode, row in ROWS.items()
@@ -235,6 +240,8 @@ class Session:
             self._lookups.leave(reply.nodes)
         self._active.pop(header.unique, None)
         self._counts.add(header.opcode, time.perf_counter_ns() - started, error=error is not None)
+        if self._trace is not None:
+            self._trace(trace_line(header, request, reply, time.perf_counter_ns() - started))
         return reply
 
     def _encode(self, header: InHeader, request: Any, row: Row, answer: Any) -> Reply:
@@ -287,6 +294,12 @@ class Session:
     # Messages that are no operation
 
     def _without_row(self, header: InHeader, request: Any, started: int) -> Reply | None:
+        reply = self._answer_without_row(header, request, started)
+        if self._trace is not None:
+            self._trace(trace_line(header, request, reply, time.perf_counter_ns() - started))
+        return reply
+
+    def _answer_without_row(self, header: InHeader, request: Any, started: int) -> Reply | None:
         opcode = header.opcode
         if opcode in _NO_REPLY:
             self._no_reply(opcode, request, header)
