@@ -4,7 +4,8 @@
 The only place with ctypes (``libc.py``). ``mount.py`` mounts, ``mountinfo.py`` finds mounts without
 touching them, ``devfuse.py`` is the FUSE device, ``fusermount.py`` the helper for callers without
 privilege, ``process.py`` tells processes apart, ``files.py`` is what ``os`` lacks about files,
-``inuse.py`` tells who else may write to an image, ``probe.py`` what only a try can tell. Each is imported by who needs it.
+``inuse.py`` tells who else may write to an image, ``probe.py`` what only a try can tell. Each is
+imported by who needs it.
 """
 
 __all__ = [
