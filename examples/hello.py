@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smallest filesystem: one directory, one file. Run ``python examples/hello.py DIR``."""
+"""The smallest filesystem: one directory, one file: ``.venv/bin/python examples/hello.py DIR``."""
 
 import errno
 import stat
@@ -50,5 +50,9 @@ class Hello(penstock.Operations):
 
 
 if __name__ == "__main__":
-    with penstock.mount(Hello(), sys.argv[1]) as mounted:
-        mounted.wait()
+    if len(sys.argv) != 2:
+        sys.exit("usage: hello.py DIR")
+    try:
+        penstock.run(Hello(), sys.argv[1], ready=lambda _: print("mounted", flush=True))
+    except OSError as error:
+        sys.exit(f"hello.py: {sys.argv[1]}: {error.strerror}")

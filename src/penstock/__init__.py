@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Filesystems in Python at kernel speed: your code says where the bytes are, the kernel moves them.
 
-To write a filesystem, subclass :class:`Operations` and call :func:`mount`::
+To write a filesystem, subclass :class:`Operations` and call :func:`run`, which serves it until it
+is unmounted or a signal comes (:func:`mount` leaves the rest of the program to you)::
 
     import penstock
 
-    with penstock.mount(MyFilesystem(), "/mnt") as mounted:
-        mounted.wait()
+    penstock.run(MyFilesystem(), "/mnt")
 
 What lives where, from the bottom up: ``abi`` (numbers and layouts), ``sys`` (system calls),
 ``wire`` (messages), ``fs`` (what a filesystem implements), ``session`` (the engine), ``transport``
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         SetAttr,
         StatFs,
     )
-    from penstock.serve import Mount, MountOptions, mount
+    from penstock.serve import Mount, MountOptions, mount, run
 
 __all__ = [
     "ENDLESS",
@@ -73,9 +73,10 @@ __all__ = [
     "StatFs",
     "__version__",
     "mount",
+    "run",
 ]
 
-_SERVE = frozenset({"Mount", "MountOptions", "mount"})
+_SERVE = frozenset({"Mount", "MountOptions", "mount", "run"})
 
 
 def __getattr__(name: str) -> Any:

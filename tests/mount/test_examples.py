@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import select
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.sys.mountinfo import find_mount
 from tests.support.requirements import PROJECT
 
 HELLO = PROJECT / "examples" / "hello.py"
@@ -32,20 +35,34 @@ def wait_mounted(point: Path, process: subprocess.Popen[bytes]) -> None:
     pytest.fail("not mounted")
 
 
-@pytest.fixture
-def hello(tmp_path: Path) -> Iterator[Path]:
-    """The example, mounted; afterwards it must end by itself, and well."""
-    process = subprocess.Popen([sys.executable, str(HELLO), str(tmp_path)])
+@contextlib.contextmanager
+def serving(program: list[str], point: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that mounts at ``point``, once it has; ended the hard way if it is still there."""
+    process = subprocess.Popen(
+        [sys.executable, *program, str(point)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+    )
     try:
-        wait_mounted(tmp_path, process)
-        yield tmp_path
-        subprocess.run(["umount", str(tmp_path)], check=True)
-        assert process.wait(timeout=20) == 0
+        wait_mounted(point, process)
+        yield process
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
-            process.wait()
-            subprocess.run(["umount", "--lazy", str(tmp_path)], check=False)
+        process.communicate()
+        if find_mount(str(point)) is not None:
+            subprocess.run(["umount", "--lazy", str(point)], check=False)
+
+
+@pytest.fixture
+def hello(tmp_path: Path) -> Iterator[Path]:
+    """The example, mounted; afterwards it must end by itself, and well."""
+    with serving([str(HELLO)], tmp_path) as process:
+        yield tmp_path
+        subprocess.run(["umount", str(tmp_path)], check=True)
+        assert process.communicate(timeout=20) == (b"mounted\n", b"")
+        assert process.returncode == 0
 
 
 def test_hello(hello: Path) -> None:
@@ -57,6 +74,115 @@ def test_hello(hello: Path) -> None:
     with pytest.raises(OSError) as refused:
         (hello / "new").mkdir()
     assert refused.value.errno == errno.ENOSYS
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_unmounts(tmp_path: Path, number: signal.Signals) -> None:
+    """Also one that comes as soon as the mount can be seen, when ``mount`` has yet to return."""
+    with serving([str(HELLO)], tmp_path) as process:
+        process.send_signal(number)
+        assert process.communicate(timeout=20)[1] == b""
+        assert process.returncode == 0
+        assert find_mount(str(tmp_path)) is None
+
+
+def test_a_signal_unmounts_what_is_in_use(tmp_path: Path) -> None:
+    with serving([str(HELLO)], tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"mounted\n"
+        user = os.open(tmp_path, os.O_RDONLY)
+        try:
+            process.send_signal(signal.SIGTERM)
+            said = process.communicate(timeout=20)[1]
+        finally:
+            os.close(user)
+        assert process.returncode == 0
+        assert said.count(b"\n") == 1
+        assert said.endswith(b"busy; detaching it\n")
+        assert find_mount(str(tmp_path)) is None
+
+
+HANGS = """
+import os, sys, penstock
+from examples.hello import Hello
+class Hangs(Hello):
+    def init(self, connection):
+        os.write(1, b"asked")
+        os.read(0, 1)
+penstock.run(Hangs(), sys.argv[1])
+"""
+
+
+def test_a_signal_while_mounting_undoes_it(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+    )
+    assert process.stdout is not None
+    try:
+        assert os.read(process.stdout.fileno(), 5) == b"asked"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        assert find_mount(str(tmp_path)) is None
+    finally:
+        process.kill()
+        assert process.communicate()[1] == b""
+
+
+HANDLERS = """
+import os, signal, sys, threading, penstock
+from examples.hello import Hello
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+mine = signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"mine "))
+def ready(mounted):
+    assert mounted.mounted
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    mounted.unmount()
+before = [signal.getsignal(each) for each in (1, 2, 15)]
+penstock.run(Hello(), sys.argv[1], ready=ready)
+assert [signal.getsignal(each) for each in (1, 2, 15)] == before
+def ready(mounted):
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Timer(0, mounted.unmount).start()
+thread = threading.Thread(target=lambda: penstock.run(Hello(), sys.argv[1], ready=ready))
+thread.start()
+thread.join()
+os.write(1, b"end")
+"""
+
+
+def test_handlers_are_the_callers_again(tmp_path: Path) -> None:
+    """Ignored signals stay ignored, others are put back, and only the main thread's are taken."""
+    done = subprocess.run(
+        [sys.executable, "-c", HANDLERS, str(tmp_path)],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"mine end", b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "usage: hello.py DIR"),
+        (["a", "b"], "usage: hello.py DIR"),
+        (["/nowhere"], "hello.py: /nowhere: No such file or directory"),
+        ([str(HELLO)], f"hello.py: {HELLO}: Not a directory"),
+    ],
+)
+def test_wrong_use_is_one_line(words: list[str], said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(HELLO), *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{said}\n")
 
 
 def test_readme_shows_the_example() -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -16,7 +17,7 @@ from typing import Self
 from penstock.abi.mount import UmountFlag
 from penstock.datapath import DataPathStatistics, ReadPaths
 from penstock.fs import Operations
-from penstock.serve.attach import Attachment, open_connection
+from penstock.serve.attach import open_connection
 from penstock.serve.options import MountOptions
 from penstock.session import Limits, Notifier, Session, SessionStatistics
 from penstock.sys.fusermount import fusermount_unmount
@@ -107,16 +108,18 @@ class Mount:
             OSError: EBUSY where it is in use and ``lazy`` was not asked for.
         """
         if not self._transport.ended.is_set() and self.mounted:
-            flags = UmountFlag.NOFOLLOW | (UmountFlag.DETACH if lazy else UmountFlag(0))
-            try:
-                umount(self.mountpoint, flags)
-            except OSError as error:
-                if error.errno != errno.EPERM:
-                    raise
-                fusermount_unmount(self.mountpoint, lazy=lazy)
+            _unmount(self.mountpoint, lazy=lazy)
         if lazy and not self.wait(1.0):
             self.abort()
         self.wait()
+
+    def close(self) -> None:
+        """Unmount; where the mount is in use it is unmounted lazily, and its users get errors."""
+        try:
+            self.unmount()
+        except OSError as error:
+            _log.warning("%s: %s; detaching it", self.mountpoint, error.strerror or error)
+            self.unmount(lazy=True)
 
     def abort(self) -> None:
         """End the connection at once; callers in the mount get ECONNABORTED or ENOTCONN."""
@@ -141,17 +144,14 @@ class Mount:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        try:
-            self.unmount()
-        except OSError as error:
-            _log.warning("%s: %s; unmounting lazily", self.mountpoint, error)
-            self.unmount(lazy=True)
+        self.close()
 
 
 def mount(
     operations: Operations,
     mountpoint: str | os.PathLike[str],
     options: MountOptions = MountOptions(),
+    trace: Callable[[str], None] | None = None,
 ) -> Mount:
     """Mount a filesystem; it is usable when this returns.
 
@@ -159,6 +159,7 @@ def mount(
         operations: the filesystem; ``destroy`` is called when the mount ends.
         mountpoint: an existing directory.
         options: see :class:`MountOptions`.
+        trace: called with one line for each request, by whichever thread carried it out.
 
     Raises:
         OSError: the mount point cannot be used, or the caller may not mount.
@@ -166,28 +167,32 @@ def mount(
     """
     target = resolve_parent(os.fspath(mountpoint))
     datapaths = ReadPaths(options.datapath)
-    attachment = open_connection(target, options)
-    transport = DevFuse(
-        attachment.fd,
-        workers=options.workers,
-        poll=options.poll,
-        max_write=options.max_write,
-        on_splice_refused=datapaths.refuse_splice,
-    )
     limits = Limits(max_write=options.max_write, max_pages=_max_pages(options))
-    session = Session(operations, sink=transport, datapaths=datapaths, limits=limits)
-    transport.attach(session)
-    if options.workers > 1:
-        operations.before_wait = transport.before_wait
-    try:
+    with contextlib.ExitStack() as undo:  # also for a signal's exception, at any point
+        undo.callback(_detach_newer, target, find_mount(target))
+        attachment = open_connection(target, options)
+        undo.callback(attachment.abandon)
+        transport = DevFuse(
+            attachment.fd,
+            workers=options.workers,
+            poll=options.poll,
+            max_write=options.max_write,
+            on_splice_refused=datapaths.refuse_splice,
+        )
+        session = Session(
+            operations, sink=transport, datapaths=datapaths, limits=limits, trace=trace
+        )
+        undo.callback(session.end)
+        undo.callback(transport.close)
+        transport.attach(session)
+        if options.workers > 1:
+            operations.before_wait = transport.before_wait
         attachment.create(transport.handshake)
         transport.start()
         attachment.attach()
-    except BaseException:
-        _give_up(attachment, session, transport, target)
-        raise
-    mounted = Mount(target, attachment.how, session, transport, datapaths)
-    _set_readahead(mounted.connection, options.readahead)
+        mounted = Mount(target, attachment.how, session, transport, datapaths)
+        _set_readahead(mounted.connection, options.readahead)
+        undo.pop_all()
     return mounted
 
 
@@ -198,16 +203,24 @@ def _max_pages(options: MountOptions) -> int:
     return _PIPE_PAGES
 
 
-def _give_up(attachment: Attachment, session: Session, transport: DevFuse, mountpoint: str) -> None:
-    attachment.abandon()
-    if attachment.how != "fsmount":
+def _unmount(mountpoint: str, *, lazy: bool) -> None:
+    flags = UmountFlag.NOFOLLOW | (UmountFlag.DETACH if lazy else UmountFlag(0))
+    try:
+        umount(mountpoint, flags)
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            raise
+        fusermount_unmount(mountpoint, lazy=lazy)
+
+
+def _detach_newer(mountpoint: str, before: MountInfo | None) -> None:
+    """Take away a mount that was not there ``before``; that one stays."""
+    now = find_mount(mountpoint)
+    if now is None or not now.fstype.startswith("fuse"):
+        return
+    if before is None or now.mount_id != before.mount_id:
         with contextlib.suppress(OSError):
-            if attachment.how == "fusermount3":
-                fusermount_unmount(mountpoint, lazy=True)
-            else:
-                umount(mountpoint, UmountFlag.NOFOLLOW | UmountFlag.DETACH)
-    transport.close()
-    session.end()
+            _unmount(mountpoint, lazy=True)
 
 
 def _set_readahead(connection: int, size: int) -> None:

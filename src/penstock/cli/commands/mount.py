@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import logging
 import os
-import queue
-import signal
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from penstock.cli.daemon import run_detached
 from penstock.cli.errors import ExitCode, Failure, explain
-from penstock.cli.logs import configure_logging, warn
+from penstock.cli.logs import configure_logging, log_to_syslog, warn
 from penstock.cli.options import Words, parse_words
 
 if TYPE_CHECKING:
@@ -33,9 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_log = logging.getLogger(__name__)
+
 _MAX_WORKERS: Final = 64
 _MAX_POLL: Final = 5000
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,79 +45,37 @@ def run(arguments: argparse.Namespace) -> int:
     for note in words.notes:
         warn(note)
 
-    def work(ready: Callable[[], None]) -> int:
-        configure_logging(debug=arguments.debug)
+    configure_logging(debug=arguments.debug)
+    if arguments.foreground or arguments.debug:
+        return _serve(arguments, words, lambda: None)
+
+    def work(become_daemon: Callable[[], None]) -> int:
+        def ready() -> None:
+            become_daemon()
+            log_to_syslog()
+
         return _serve(arguments, words, ready)
 
-    if arguments.foreground or arguments.debug:
-        return work(lambda: None)
     return run_detached(work)
 
 
-class _Stopped(BaseException):
-    """A signal came before the mount was ready: undo what was done and go."""
-
-
-@contextlib.contextmanager
-def _signals_into(wishes: queue.SimpleQueue[str]) -> Iterator[Callable[[], None]]:
-    """Have signals end the mount: until the yielded function is called by raising
-    :class:`_Stopped`, then by a word in the queue."""
-    is_ready = False
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if not is_ready:
-            raise _Stopped
-        wishes.put(signal.Signals(number).name)
-
-    def switch() -> None:
-        nonlocal is_ready
-        is_ready = True
-
-    before = {}
-    for number in _SIGNALS:
-        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-            continue  # started by nohup
-        before[number] = signal.signal(number, handle)
-    try:
-        yield switch
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _log_request(line: str) -> None:
+    _log.debug("%s", line)
 
 
 def _serve(arguments: argparse.Namespace, words: Words, ready: Callable[[], None]) -> int:
-    wishes: queue.SimpleQueue[str] = queue.SimpleQueue()
+    from penstock.serve import Stopped, ending
+
     try:
         with contextlib.ExitStack() as stack:
-            switch = stack.enter_context(_signals_into(wishes))
+            end = stack.enter_context(ending())
             mounted = _mount(arguments, words, stack)
-            _when_ended(mounted, wishes)
             ready()
-            switch()
-            wishes.get()
-            _end(mounted)
-    except _Stopped:
+            end.wait(mounted)
+            mounted.close()  # while it is still on record, so that list never misses one
+    except Stopped:
         return ExitCode.INTERRUPTED
     return ExitCode.OK
-
-
-def _end(mounted: Mount) -> None:
-    """Unmount while the mount is still on record, so that ``list`` never misses one."""
-    try:
-        mounted.unmount()
-    except OSError as error:
-        warn(f"{mounted.mountpoint}: {explain(error)}; detaching it")
-        mounted.unmount(lazy=True)
-
-
-def _when_ended(mounted: Mount, wishes: queue.SimpleQueue[str]) -> None:
-    import threading
-
-    def watch() -> None:
-        mounted.wait()
-        wishes.put("ended")
-
-    threading.Thread(target=watch, name="penstock-watch", daemon=True).start()
 
 
 def _mount(arguments: argparse.Namespace, words: Words, stack: contextlib.ExitStack) -> Mount:
@@ -134,7 +91,8 @@ def _mount(arguments: argparse.Namespace, words: Words, stack: contextlib.ExitSt
         warn(f"{arguments.source}: {warning}")
     options = _mount_options(words, server, os.path.realpath(arguments.source))
     try:
-        mounted = mount(server.operations, target, options)
+        trace = _log_request if arguments.debug else None
+        mounted = mount(server.operations, target, options, trace)
     except OSError as error:
         raise Failure(f"{arguments.mountpoint}: {explain(error)}", ExitCode.MOUNT) from error
     except ValueError as error:
