@@ -14,6 +14,9 @@ show() {
   printf '$ %s\n' "$*" | sed "s#$penstock#penstock#"
   "$@"
 }
+# The first lines of what comes in. All of it is read: a reader that leaves early kills the writer
+# by SIGPIPE, and with pipefail the demo.
+first() { sed -n "1,$1p"; }
 fail() {
   printf 'demo: %s\n' "$*" >&2
   exit 1
@@ -52,26 +55,31 @@ printf '%s files and folders of %s, in an image of %s MiB\n' "$inodes" "$source"
 
 say "2. What is in it? No mount, no root"
 show "$penstock" info "$image"
-show "$penstock" ls "$image" | sed -n 1,8p
+show "$penstock" ls "$image" | first 8
 
 say "3. Mount it"
 mkdir "$where"
 if ! show "$penstock" mount "$image" "$where"; then
   say "This machine does not let you mount. Why:"
   "$penstock" doctor || true
-  first=$(cd "$source" && find . -type f -size -4k | sort | head -1)
+  file=$(cd "$source" && find . -type f -size -4k | sort | first 1)
   say "Reading works all the same, without a mount"
-  show "$penstock" cat "$image:/${first#./}" | sed -n 1,12p
-  cmp <("$penstock" cat "$image:/${first#./}") "$source/$first" || fail "the file read differs from its source"
+  show "$penstock" cat "$image:/${file#./}" | first 12
+  cmp <("$penstock" cat "$image:/${file#./}") "$source/$file" || fail "the file read differs from its source"
   say "Shown: info, ls and cat of an ext4 image; the mount was refused for the reason above."
   exit 0
 fi
 grep -F " $where " /proc/self/mounts
 
 say "4. Read through the mount"
-mapfile -t files < <(cd "$where" && find . -type f -size +0 -size -4k | sort | xargs -d '\n' grep -Il . | head -3)
+mapfile -t small < <(cd "$where" && find . -name lost+found -prune -o -type f -size +0 -size -4k -print | sort)
+files=()
+for file in "${small[@]}"; do
+  if grep -Iq . "$where/$file"; then files+=("$file"); fi # text
+  [ ${#files[@]} -lt 3 ] || break
+done
 [ ${#files[@]} -gt 0 ] || fail "the mount shows no files"
-show ls -l "$where" | sed -n 1,8p
+show ls -l "$where" | first 8
 for file in "${files[@]}"; do
   printf '$ head -3 %s\n' "$where/${file#./}"
   head -3 "$where/$file"
