@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,20 @@ def test_a_mounted_device_is_told(tmp_path: Path) -> None:
         assert told is not None
         device = told.split()[2]
         assert asked(device) == "mounted, or part of a volume"
+
+
+def test_mounting_such_an_image_warns_in_one_line(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "img", size=8 * MIB)
+    point = tmp_path / "point"
+    point.mkdir()
+    with kernel_mount(image, tmp_path / "mnt"):
+        done = subprocess.run(
+            [sys.executable, "-m", "penstock", "mount", image, point],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        subprocess.run(["umount", point], check=True)
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert "for writing" in line

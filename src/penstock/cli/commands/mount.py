@@ -82,6 +82,7 @@ def _mount(arguments: argparse.Namespace, words: Words, stack: contextlib.ExitSt
     """Open the image, mount it, publish it; everything is undone by ``stack``."""
     from penstock.cli.images import open_filesystem, open_source
     from penstock.serve import mount
+    from penstock.sys.inuse import in_use
 
     fd = open_source(arguments.source, ExitCode.MOUNT)
     stack.callback(os.close, fd)
@@ -89,12 +90,16 @@ def _mount(arguments: argparse.Namespace, words: Words, stack: contextlib.ExitSt
     server = open_filesystem(arguments.source, fd, arguments.type, words.server, ExitCode.MOUNT)
     for warning in server.warnings:
         warn(f"{arguments.source}: {warning}")
+    user = in_use(fd)
+    if user is not None:
+        warn(f"{arguments.source}: is {user}: what is shown may be out of date or torn")
     options = _mount_options(words, server, os.path.realpath(arguments.source))
     try:
         trace = _log_request if arguments.debug else None
         mounted = mount(server.operations, target, options, trace)
     except OSError as error:
-        raise Failure(f"{arguments.mountpoint}: {explain(error)}", ExitCode.MOUNT) from error
+        hint = " (see penstock doctor)" if "/dev/fuse" in str(error) else ""
+        raise Failure(f"{arguments.mountpoint}: {explain(error)}{hint}", ExitCode.MOUNT) from error
     except ValueError as error:
         raise Failure(f"-o {explain(error)}", ExitCode.USAGE) from error
     stack.enter_context(mounted)
