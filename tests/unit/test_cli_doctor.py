@@ -97,16 +97,72 @@ def test_doctor_for_people(
         Finding("c", "Third", None, None, "unknown", "not tried"),
     ]
     monkeypatch.setattr("penstock.cli.probes.all_findings", lambda: findings)
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "The first  yes     yes  fine (tried)\n" in out
     assert "no   not allowed (read x)\n" in out
     assert "to get it: ask for it\n" in out
     assert "?       ?    unknown (not tried)\n" in out
+    assert out.splitlines()[-1].startswith("In short: you can read images")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert main(["doctor"]) == 0
     assert "\x1b[32myes" in capsys.readouterr().out
+
+
+LONG = "/sys/module/fuse/parameters/" + "x" * 50
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "99", "100", "140"])
+def test_doctor_keeps_words_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    findings = [
+        Finding("a", "The first feature", True, False, f"no {LONG}", "read well-known places"),
+        Finding("b", "mounting that waits for INIT", True, True, "a " * 100, "tried", "more"),
+    ]
+    monkeypatch.setattr("penstock.cli.probes.all_findings", lambda: findings)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert LONG in out
+    assert "well-known" in out
+    too_long = [line for line in out.splitlines() if len(line) > int(columns)]
+    assert all(LONG in line for line in too_long)
+    assert ("kernel: yes  you: no" in out) == (int(columns) < 100)
+
+
+def finding(name: str, user: bool, detail: str = "so it is") -> Finding:
+    return Finding(name, name, None, user, detail, "read")
+
+
+@pytest.mark.parametrize(
+    ("device", "helper", "direct", "verdict"),
+    [
+        (True, True, True, "you can mount images, and"),
+        (True, True, False, "you can mount images (fusermount3 helps), and"),
+        (True, False, False, "but not mount them: fusermount3: so it is"),
+        (False, True, True, "but not mount them: so it is"),
+    ],
+)
+def test_doctor_ends_with_a_verdict(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    device: bool,
+    helper: bool,
+    direct: bool,
+    verdict: str,
+) -> None:
+    findings = [
+        finding("fuse-device", device), finding("fusermount3", helper), finding("mount-api", direct)
+    ]  # fmt: skip
+    monkeypatch.setattr("penstock.cli.probes.all_findings", lambda: findings)
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["doctor", "--json"]) == 0
+    assert verdict in json.loads(capsys.readouterr().out)["verdict"]
+    assert main(["doctor"]) == 0
+    assert verdict in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.requires("ordinary-user")

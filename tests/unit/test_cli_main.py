@@ -275,6 +275,18 @@ def test_tables_on_terminals(
     assert "1\\x1b]0;title\\x07" in out
 
 
+def test_wide_tables_become_blocks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    path = "/a/path" * 12
+    text.print_table(("MOUNTPOINT", "PID"), [(path, "1"), ("/b", "2")])
+    assert capsys.readouterr().out == (
+        f"MOUNTPOINT  {path}\nPID         1\n\nMOUNTPOINT  /b\nPID         2\n"
+    )
+
+
 def test_json_survives_any_name() -> None:
     assert text.json_text({"name": os.fsdecode(b"\xff\x1b")}).isascii()
 

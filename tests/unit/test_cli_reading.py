@@ -298,7 +298,7 @@ def test_cp_never_replaces(image: Image, capsys: pytest.CaptureFixture[str]) -> 
     Path("a").write_bytes(b"old")
     assert main(["cp", image.path, "."]) == 2
     assert (Path("a").read_bytes(), Path("b").read_bytes()) == (b"old", b"new")
-    assert "penstock: a: File exists\n" in capsys.readouterr().err
+    assert "penstock: ./a: File exists\n" in capsys.readouterr().err
 
 
 def test_cp_of_directories_without_permission(image: Image) -> None:
@@ -387,7 +387,7 @@ def test_unreadable_files_leave_nothing(image: Image, capsys: pytest.CaptureFixt
     image.hold(Broken({"a": b"bad", "b": b"good"}))
     assert main(["cp", image.path, "o"]) == 2
     assert os.listdir("o") == ["b"]
-    assert capsys.readouterr().err == "penstock: a: Input/output error\n"
+    assert capsys.readouterr().err == "penstock: o/a: Input/output error\n"
 
 
 def test_full_destination_ends_the_copy(
@@ -400,7 +400,7 @@ def test_full_destination_ends_the_copy(
     monkeypatch.setattr(os, "pwrite", full)
     assert main(["cp", image.path, "o"]) == 2
     assert os.listdir("o") == []
-    assert capsys.readouterr().err == "penstock: a: No space left on device\n"
+    assert capsys.readouterr().err == "penstock: o/a: No space left on device\n"
 
 
 def test_cp_progress_on_a_terminal(

@@ -58,15 +58,19 @@ def open_filesystem(
     Raises:
         Failure: the image is none that can be served (``code``), or a word is wrong (USAGE).
     """
-    from penstock.formats.errors import FormatError
+    from penstock.formats.errors import BadChecksum, FormatError
     from penstock.servers import UnknownImage, open_server
 
     try:
         return open_server(fd, type, words)
     except (FormatError, UnknownImage, OSError) as error:
-        raise Failure(f"{path}: {explain(error)}", code) from error
+        unchecked = isinstance(error, BadChecksum) and "nocheck" not in words
+        hint = " (-o nocheck reads on without checking)" if unchecked else ""
+        raise Failure(f"{path}: {explain(error)}{hint}", code) from error
     except ValueError as error:
-        raise Failure(explain(error), ExitCode.USAGE) from error
+        text = explain(error)
+        hint = " (see penstock mount -o help)" if text.startswith("unknown option") else ""
+        raise Failure(text + hint, ExitCode.USAGE) from error
 
 
 @contextlib.contextmanager
@@ -82,13 +86,20 @@ def open_client(path: str, type: str | None, words: Mapping[str, str]) -> Iterat
     from penstock.transport import MemoryTransport
 
     configure_logging()
+    verdicts: list[str] = []
+
+    def reason() -> str:
+        return verdicts.pop() if verdicts else ""
+
     fd = open_source(path)
     try:
         server = open_filesystem(path, fd, type, words, ExitCode.SYSTEM)
         with (
             MemoryTransport(server.operations, datapaths=ReadPaths("copy")) as transport,
-            Client(transport) as client,
+            Client(transport, reason=reason) as client,
         ):
+            # So that what a message says of a failure is the reader's own words.
+            transport.session.on_verdict = lambda error: verdicts.append(explain(error))
             yield client
     finally:
         os.close(fd)

@@ -32,6 +32,9 @@ def our_mount(path: str, code: ExitCode) -> tuple[MountInfo, Listed | None]:
     listed = find_record(entry)
     if listed is None and not _looks_like_ours(entry):
         raise Failure(f"{path}: is mounted, but not by penstock ({entry.fstype})", code)
+    owner = _owner(entry)
+    if listed is None and owner is not None and os.geteuid() not in {0, owner}:
+        raise Failure(f"{path}: {_user_name(owner)} mounted it; ask them or use sudo", code)
     return entry, listed
 
 
@@ -52,3 +55,21 @@ def _exists(path: str) -> bool:
 
 def _looks_like_ours(entry: MountInfo) -> bool:
     return entry.fstype == "fuse.penstock"
+
+
+def _owner(entry: MountInfo) -> int | None:
+    """The user who mounted it, as the kernel shows it."""
+    for word in entry.super_options.split(","):
+        name, _, value = word.partition("=")
+        if name == "user_id" and value.isdecimal():
+            return int(value)
+    return None
+
+
+def _user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"

@@ -8,12 +8,22 @@ so none reaches one.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["duration", "json_text", "print_table", "printable", "raw_name", "size"]
+__all__ = [
+    "duration",
+    "json_text",
+    "print_table",
+    "printable",
+    "raw_name",
+    "size",
+    "terminal_width",
+    "write_raw",
+]
 
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories that are not shown: controls, formats (which can reorder text), surrogates
@@ -89,16 +99,36 @@ def json_text(value: Any) -> str:
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """Print a table: drawn on a terminal, plain columns elsewhere. Cells are made harmless."""
     clean = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(headings), *clean]) for i in range(len(headings))]
+    if sys.stdout.isatty() and sum(widths) + 2 * len(widths) > terminal_width():
+        _print_blocks(headings, clean, title)
+        return
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         _draw_table(headings, clean, title)
         return
     if title:
         print(title)
-    widths = [max(len(row[i]) for row in [list(headings), *clean]) for i in range(len(headings))]
     for row in [list(headings), *clean]:
         print(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; 120 where there is none."""
+    return shutil.get_terminal_size((120, 24)).columns
+
+
+def _print_blocks(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    """What is too wide for a table: a line for each cell, so that paths stay in one piece."""
+    if title:
+        print(title)
+    width = max(map(len, headings))
+    for number, row in enumerate(rows):
+        if number:
+            print()
+        for heading, cell in zip(headings, row, strict=True):
+            print(f"{heading:<{width}}  {cell}".rstrip())
 
 
 def _draw_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
@@ -108,9 +138,9 @@ def _draw_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: s
 
     table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=True)
     from rich.text import Text
 
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    Console(width=terminal_width()).print(table)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from penstock.abi.fuse import (
@@ -76,13 +77,22 @@ class Channel:
         transport: carries the messages.
         uid: who asks, as the server sees it.
         gid: with which group.
+        reason: asked for the reason of each error; empty if it is not known.
 
     Raises:
         OSError: EPROTO if the server speaks another protocol; what it answers otherwise.
     """
 
-    def __init__(self, transport: Transport, *, uid: int, gid: int) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        uid: int,
+        gid: int,
+        reason: Callable[[], str] | None = None,
+    ) -> None:
         self._transport = transport
+        self._reason = reason or str
         self._uid = uid
         self._gid = gid
         self._pid = os.getpid()
@@ -132,7 +142,7 @@ class Channel:
         if header.unique != unique:
             raise OSError(errno.EIO, "the server answered another request")
         if header.error:
-            raise OSError(-header.error, os.strerror(-header.error))
+            raise OSError(-header.error, self._reason() or os.strerror(-header.error))
         return value
 
     def forget(self, nodes: list[tuple[int, int]]) -> None:

@@ -64,18 +64,26 @@ class Client:
         transport: carries the messages; stays the caller's.
         uid: who asks, as the server sees it; default: this process's user.
         gid: the same for the group.
+        reason: asked for the reason of each error that is answered, where the protocol has but a
+            number; empty if it is not known.
 
     Raises:
         OSError: the handshake failed.
     """
 
     def __init__(
-        self, transport: Transport, *, uid: int | None = None, gid: int | None = None
+        self,
+        transport: Transport,
+        *,
+        uid: int | None = None,
+        gid: int | None = None,
+        reason: Callable[[], str] | None = None,
     ) -> None:
         self._channel = Channel(
             transport,
             uid=os.geteuid() if uid is None else uid,
             gid=os.getegid() if gid is None else gid,
+            reason=reason,
         )
         self._plus = bool(self._channel.flags & InitFlag.DO_READDIRPLUS)
         self._statx = True

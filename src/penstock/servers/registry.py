@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from penstock.formats.detect import Detected, detect
-from penstock.formats.errors import CorruptImage
+from penstock.formats.errors import CorruptImage, FormatError
 from penstock.formats.partition import read_partitions
 from penstock.formats.source import FileSource, device_size
 from penstock.servers.base import Server, ServerOption, UnknownImage
@@ -58,7 +58,7 @@ def open_server(fd: int, type: str | None = None, options: Mapping[str, str] = {
         OSError: the image cannot be read.
     """
     if type is not None and type not in _ALIASES:
-        raise ValueError(f"-t {type}: not one of {', '.join(TYPES)}")
+        raise ValueError(f"-t {type}: not one of {', '.join(_ALIASES)}")
     from penstock.servers.ext4 import open_ext4, parse_options  # noqa: PLC0415
 
     parsed = parse_options(options)
@@ -67,7 +67,12 @@ def open_server(fd: int, type: str | None = None, options: Mapping[str, str] = {
     found = detect(source)
     if found.type not in _ALIASES:
         raise UnknownImage(_describe(found, source.size, parsed.partition))
-    return open_ext4(source, parsed)
+    try:
+        return open_ext4(source, parsed)
+    except FormatError as error:
+        if parsed.partition is None:
+            raise
+        raise error.__class__(f"partition {parsed.partition}: {error}") from error
 
 
 def _window(fd: int, number: int | None) -> tuple[int, int | None]:
@@ -84,6 +89,11 @@ def _window(fd: int, number: int | None) -> tuple[int, int | None]:
         if partition.number == number:
             if partition.start >= total:
                 raise CorruptImage(f"partition {number} begins beyond the end of the image")
+            if table.kind == "mbr" and partition.type_name.lower().endswith("extended"):
+                raise UnknownImage(
+                    f"partition {number} is an extended partition, which holds others: logical "
+                    "partitions have numbers from 5 ('penstock info' lists them)"
+                )
             return partition.start, min(partition.size, total - partition.start)
     numbers = ", ".join(str(partition.number) for partition in table.partitions) or "none"
     raise UnknownImage(f"has no partition {number}; there are: {numbers}")
@@ -91,13 +101,14 @@ def _window(fd: int, number: int | None) -> tuple[int, int | None]:
 
 def _describe(found: Detected, size: int, partition: int | None) -> str:
     what = f"partition {partition}" if partition is not None else "the image"
+    verb = f"{what} is" if partition is not None else "is"
     if found.type in _TABLES:
         return (
-            f"is a disk with partitions ({str(found.type).upper()}): choose one with "
+            f"{verb} a disk with partitions ({str(found.type).upper()}): choose one with "
             "-o partition=N ('penstock info' lists them)"
         )
     if found.type is not None:
-        return f"is {_NAMES.get(found.type, found.type)}, not ext2, ext3 or ext4"
+        return f"{verb} {_NAMES.get(found.type, found.type)}, not ext2, ext3 or ext4"
     if size < _SMALLEST:
-        return f"is too small for any filesystem ({what} has {size} bytes)"
-    return f"is no filesystem that penstock knows ({what} has no ext4 superblock)"
+        return f"{verb} too small for any filesystem ({what} has {size} bytes)"
+    return f"{verb} no filesystem that penstock knows ({what} has no ext4 superblock)"

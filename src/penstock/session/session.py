@@ -112,6 +112,8 @@ class Session:
         self._interrupted: collections.deque[int] = collections.deque(maxlen=64)
         self._malformed = 0
         self._ended = False
+        self.on_verdict: Callable[[Exception], None] | None = None
+        """Given a reader's verdict on the image, which otherwise is logged."""
         self.connection: Connection | None = None
         self.notifier = Notifier(sink)
 
@@ -286,7 +288,10 @@ class Session:
         code = getattr(error, "errno", None)
         if isinstance(error, ValueError) and isinstance(code, int) and 0 < code < 512:
             # A reader's verdict on the image (penstock.formats.errors): expected, worth a line.
-            _log.warning("%s: %s", format_request(header, request), error)
+            if self.on_verdict is not None:
+                self.on_verdict(error)
+            else:
+                _log.warning("%s: %s", format_request(header, request), error)
             return code
         _log.error("%s failed", format_request(header, request), exc_info=error)
         return errno.EIO

@@ -61,6 +61,7 @@ class _Copy:
         self._preserve = preserve
         self._quiet = quiet
         self._failed = False
+        self._parent = b""
 
     def run(self, destination: bytes, *, into: bool) -> bool:
         """Copy; whether all of it was copied."""
@@ -83,6 +84,7 @@ class _Copy:
             root = os.open(parent or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise Failure(f"{os.fsdecode(parent)}: {explain(error)}") from error
+        self._parent = parent
         try:
             self._copy(root, () if nameless else (name,), top)
         finally:
@@ -118,7 +120,7 @@ class _Copy:
 
         if not path:
             return True  # the top of a nameless target is the destination itself
-        shown = os.fsdecode(b"/".join(path))
+        shown = os.fsdecode(os.path.join(self._parent, *path))
         try:
             extractor.extract(path, node)
         except Skipped as reason:
@@ -135,7 +137,8 @@ class _Copy:
         try:
             extractor.close()
         except OSError as error:
-            report(f"attributes of directories: {explain(error)}")
+            shown = os.fsdecode(self._parent) or "."
+            report(f"{shown}: attributes of directories: {explain(error)}")
             self._failed = True
 
     def _unreadable(self, path: bytes, error: OSError) -> None:

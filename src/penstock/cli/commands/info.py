@@ -7,8 +7,9 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from penstock.cli.errors import ExitCode, Failure
+from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.cli.images import open_filesystem, open_source, reading_words
+from penstock.cli.logs import report
 from penstock.cli.text import json_text, print_table, printable, size
 
 if TYPE_CHECKING:
@@ -33,12 +34,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(json_text(described))
     else:
         _show(described)
+    if "error" in described:
+        report(f"{arguments.source}: {described['error']}")
+        return ExitCode.SYSTEM
     return ExitCode.OK
 
 
 def _describe(path: str, fd: int, type: str | None, words: Words) -> dict[str, Any]:
-    """Everything, as plain values."""
+    """Everything that can be known, as plain values; ``error`` is why it is not more."""
     from penstock.formats.detect import detect
+    from penstock.formats.errors import FormatError
     from penstock.formats.source import FileSource
 
     source = FileSource(fd)
@@ -51,12 +56,22 @@ def _describe(path: str, fd: int, type: str | None, words: Words) -> dict[str, A
         "uuid": found.uuid,
     }
     if found.type in {"gpt", "mbr"}:
-        described["partitions"] = _partitions(source)
+        try:
+            described["partitions"] = _partitions(source)
+        except FormatError as error:
+            described["error"] = explain(error)
+            return described
         if "partition" not in words.server:
             return described
     elif found.type not in {"ext2", "ext3", "ext4"} and type is None and found.type is not None:
         return described
-    server = open_filesystem(path, fd, type, words.server, ExitCode.SYSTEM)
+    try:
+        server = open_filesystem(path, fd, type, words.server, ExitCode.SYSTEM)
+    except Failure as failure:
+        if failure.code == ExitCode.USAGE:
+            raise
+        described["error"] = str(failure).removeprefix(f"{path}: ")
+        return described
     filesystem = {"type": server.type, **server.info, "warnings": list(server.warnings)}
     server.operations.destroy()
     if "partition" in words.server:
@@ -67,12 +82,13 @@ def _describe(path: str, fd: int, type: str | None, words: Words) -> dict[str, A
 
 def _partitions(source: FileSource) -> list[dict[str, Any]]:
     from penstock.formats.detect import detect
+    from penstock.formats.errors import CorruptImage
     from penstock.formats.partition import read_partitions
     from penstock.formats.source import FileSource
 
     table = read_partitions(source)
     if table is None:
-        raise Failure("the partition table cannot be read")
+        raise CorruptImage("the partition table cannot be read")
     rows = []
     for partition in table.partitions:
         length = max(0, min(partition.size, source.size - partition.start))
@@ -106,6 +122,8 @@ def _show(described: dict[str, Any]) -> None:
         rows += _filesystem_rows(filesystem)
     else:
         rows += [(name, described[name]) for name in ("label", "uuid") if described[name]]
+    if "error" in described:
+        rows.append(("error", described["error"]))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {printable(str(value))}")

@@ -101,6 +101,13 @@ def _fusermount() -> Finding:
     if not others:
         missing.append("for -o allow_other: user_allow_other in /etc/fuse.conf")
     user = works or os.geteuid() == 0
+    if user and os.geteuid() != 0:
+        try:  # the helper opens it as the user who calls it
+            os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            user = False
+            detail += f"; {DEVICE}: {explain(error)}"
+            missing.insert(0, f"as root: chmod 666 {DEVICE}")
     return Finding("fusermount3", "mounting for users", None, user, detail, how, "; ".join(missing))
 
 

@@ -173,7 +173,9 @@ def _verify_checksum(raw: RawSuperblock, data: bytes) -> None:
         raise UnsupportedFeature(f"checksum type {raw.checksum_type} (1, crc32c, is known)")
     computed = raw_crc32c(_ALL_ONES, data[:_CHECKSUM_AT])
     if computed != raw.checksum:
-        raise BadChecksum(f"superblock: checksum {raw.checksum:#010x}, computed {computed:#010x}")
+        raise BadChecksum(
+            f"superblock: wrong checksum {raw.checksum:#010x} (computed {computed:#010x})"
+        )
 
 
 def _check_features(raw: RawSuperblock) -> None:
