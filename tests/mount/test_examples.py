@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from penstock.sys.mountinfo import find_mount
+from penstock.sys.process import process_name
+from tests.support.commands import refused
 from tests.support.requirements import PROJECT
 
 HELLO = PROJECT / "examples" / "hello.py"
@@ -74,6 +76,23 @@ def test_hello(hello: Path) -> None:
     with pytest.raises(OSError) as refused:
         (hello / "new").mkdir()
     assert refused.value.errno == errno.ENOSYS
+
+
+def test_stats_say_whose_mount_it_is(tmp_path: Path) -> None:
+    with serving([str(HELLO)], tmp_path) as process:
+        code, line = refused("stats", tmp_path)
+        assert code == 2
+        name = process_name(process.pid)
+        told = f" by {name} (process {process.pid})" if connections_are_named(process.pid) else ""
+        assert line == f"{tmp_path}: a filesystem mounted{told} that keeps no statistics here"
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+
+
+def connections_are_named(pid: int) -> bool:
+    """Whether this kernel names the connection of a /dev/fuse descriptor."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir()]
+    return any("fuse_connection:" in text for text in texts)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

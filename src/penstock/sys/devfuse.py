@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/dev/fuse: opening, cloning, synchronous INIT."""
+"""/dev/fuse: opening, cloning, synchronous INIT, and who serves a connection."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -10,7 +11,7 @@ import struct
 
 from penstock.abi.fuse import DEV_IOC_CLONE, DEV_IOC_SYNC_INIT
 
-__all__ = ["DEVICE", "clone", "open_device", "sync_init"]
+__all__ = ["DEVICE", "clone", "find_server", "open_device", "sync_init"]
 
 DEVICE = "/dev/fuse"
 
@@ -56,3 +57,30 @@ def sync_init(fd: int) -> bool:
             return False
         raise
     return True
+
+
+def find_server(connection: int) -> int | None:
+    """The process that serves a connection, as far as the caller may see.
+
+    Told by ``fuse_connection`` in /proc/PID/fdinfo, which kernels of old do not have.
+
+    Args:
+        connection: minor device number of the mount.
+    """
+    wanted = b"fuse_connection:\t%d\n" % connection
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                if _is_served(f"/proc/{pid}", fd, wanted):
+                    return int(pid)
+    return None
+
+
+def _is_served(process: str, fd: str, wanted: bytes) -> bool:
+    try:
+        if os.readlink(f"{process}/fd/{fd}") != DEVICE:
+            return False
+        with open(f"{process}/fdinfo/{fd}", "rb") as file:
+            return wanted in file.read(4096)
+    except OSError:
+        return False

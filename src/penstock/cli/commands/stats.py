@@ -10,6 +10,8 @@ from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.cli.mounts import our_mount
 from penstock.cli.text import duration, json_text, print_table, printable, size
 from penstock.control import STATS, ControlClient, ControlError, ProtocolError, State
+from penstock.sys.devfuse import find_server
+from penstock.sys.process import process_name
 
 __all__ = ["run"]
 
@@ -27,9 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _ask(path: str) -> dict[str, Any]:
-    _, listed = our_mount(path, ExitCode.SYSTEM)
+    entry, listed = our_mount(path, ExitCode.SYSTEM)
     if listed is None:
-        raise Failure(f"{path}: its server has no control socket that you may use")
+        pid = find_server(entry.minor)
+        program = f" by {process_name(pid)} (process {pid})" if pid is not None else ""
+        raise Failure(f"{path}: a filesystem mounted{program} that keeps no statistics here")
     if listed.state is State.STALE:
         raise Failure(f"{path}: its server has died; run: penstock umount {path}")
     try:
