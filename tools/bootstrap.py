@@ -113,6 +113,28 @@ def install_packages(purposes: Iterable[str]) -> None:
         say("still not installed: " + " ".join(still))
 
 
+def check_writable() -> None:
+    """Everything is made inside the clone, so it must be writable.
+
+    Raises:
+        SetupError: it is not.
+    """
+    place = VENV if VENV.is_dir() else ROOT
+    if not os.access(place, os.W_OK):
+        raise SetupError(
+            f"{place} is not writable for you. Clone penstock into a folder of your own, or ask "
+            f"{owner_of(place)}, who owns it, to run make setup"
+        )
+
+
+def owner_of(path: Path) -> str:
+    """Name of the owner of a file, or the number of one without name."""
+    try:
+        return path.owner()
+    except KeyError:
+        return f"user {path.stat().st_uid}"
+
+
 def venv_fits() -> bool:
     """True when .venv works, is of this interpreter, and was made at this very place."""
     python = VENV / "bin" / "python"
@@ -290,6 +312,7 @@ def main() -> int:
     parser.add_argument("purpose", choices=PURPOSES)
     purposes = PURPOSES[parser.parse_args().purpose]
     try:
+        check_writable()
         install_packages(purposes)
         make_venv()
         pip_install(purpose for purpose in purposes if purpose != "run")
