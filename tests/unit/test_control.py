@@ -449,3 +449,24 @@ def test_processes() -> None:
     os.waitpid(pid, 0)
     assert wait_process_exit(pid, begun, 0)
     assert process_name(pid) == "?"
+
+
+def test_root_of_a_user_namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is called root, but /run is not its own."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert runtime_directory(0) == "/run/penstock" or not os.access("/run", os.W_OK)
+    monkeypatch.setattr(os, "access", lambda path, _mode: not path.startswith("/run"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "")
+    assert runtime_directory() == "/tmp/penstock-0"
+    monkeypatch.setattr("penstock.control.directory._owner", lambda _path: 0)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert runtime_directory() == f"{tmp_path}/penstock"
+
+
+def test_an_empty_directory_in_tmp_goes() -> None:
+    directory = f"/tmp/penstock-test-control-{os.getpid()}"
+    with ControlServer(record(connection=1), {}, directory=directory):
+        with ControlServer(record(connection=2), {}, directory=directory):
+            assert len(os.listdir(directory)) == 4
+        assert len(os.listdir(directory)) == 2
+    assert not os.path.exists(directory)

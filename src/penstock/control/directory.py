@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the sockets and records of mounts lie, and that it is safe to use.
 
-``/run/penstock`` for root, else ``$XDG_RUNTIME_DIR/penstock``, else ``/tmp/penstock-UID``. The
-directory is a real directory (no symlink), owned by its user and closed to everybody else; anything
-else is refused, since whoever can write there could answer in a server's name.
+``/run/penstock`` for root where that can be written (the root of a user namespace cannot), else
+``$XDG_RUNTIME_DIR/penstock``, else ``/tmp/penstock-UID``. The directory is a real directory (no
+symlink), owned by its user and closed to everybody else; anything else is refused, since whoever
+can write there could answer in a server's name.
 
 Everything below is reached through a descriptor of the directory, never by its path again.
 """
@@ -16,7 +17,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["all_directories", "open_directory", "runtime_directory"]
+__all__ = ["all_directories", "open_directory", "remove_if_empty", "runtime_directory"]
 
 
 def runtime_directory(uid: int | None = None) -> str:
@@ -24,7 +25,7 @@ def runtime_directory(uid: int | None = None) -> str:
     me = os.geteuid()
     if uid is None:
         uid = me
-    if uid == 0:
+    if uid == 0 and (me != 0 or _is_writable("/run/penstock")):
         return "/run/penstock"
     base = os.environ.get("XDG_RUNTIME_DIR", "") if uid == me else f"/run/user/{uid}"
     if os.path.isabs(base) and _owner(base) == uid:
@@ -83,6 +84,18 @@ def open_directory(path: str, uid: int, *, create: bool = False) -> Iterator[int
         yield fd
     finally:
         os.close(fd)
+
+
+def remove_if_empty(path: str) -> None:
+    """Remove a directory of records in /tmp that holds none any more; others stay."""
+    if path.startswith("/tmp/penstock-") and path.count("/") == 2:  # noqa: S108  compared alone
+        with suppress(OSError):
+            os.rmdir(path)
+
+
+def _is_writable(path: str) -> bool:
+    """Whether the caller may write into a directory, or make it where it is missing."""
+    return os.access(path if os.path.lexists(path) else os.path.dirname(path), os.W_OK)
 
 
 def _owner(path: str) -> int | None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from penstock.control.directory import all_directories, open_directory
+from penstock.control.directory import all_directories, open_directory, remove_if_empty
 from penstock.sys.mountinfo import MountInfo, mounts
 from penstock.sys.process import process_start_time
 
@@ -126,6 +126,7 @@ def remove_record(listed: Listed) -> None:
     """
     with open_directory(listed.directory, listed.uid) as fd:
         unlink_files(fd, listed.record)
+    remove_if_empty(listed.directory)
 
 
 def records(directories: Iterable[tuple[str, int]] | None = None) -> list[Listed]:

@@ -23,7 +23,7 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
-from penstock.control.directory import open_directory, runtime_directory
+from penstock.control.directory import open_directory, remove_if_empty, runtime_directory
 from penstock.control.protocol import (
     INTERFACE,
     INTERFACE_TEXT,
@@ -96,7 +96,11 @@ class ControlServer:
 
     def __enter__(self) -> Self:
         try:
-            self._publish()
+            try:
+                self._publish()
+            except FileNotFoundError:  # the last one in the directory has just removed it
+                self._stack.close()
+                self._publish()
         except BaseException:
             self._release()
             raise
@@ -141,6 +145,7 @@ class ControlServer:
         for peer in list(self._peers.values()):
             self._drop(peer)
         self._stack.close()
+        remove_if_empty(self._directory)
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()
