@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
+import shlex
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from penstock.sys.mountinfo import find_mount
-from tests.support.commands import COMMAND, good, shell, wait_for
+from tests.support.commands import COMMAND, good, penstock, refused, shell, wait_for
+from tests.support.images import copy_image, run
+from tests.support.ordinary import OrdinaryUser
 
 pytestmark = pytest.mark.requires("mke2fs")
 
@@ -51,3 +57,83 @@ def test_debug_shows_each_request(image: Path, mountpoint: Path, tmp_path: Path)
         r"READ #\d+ .* = 59 .*<[\d.]+ us>",
     ):
         assert any(re.fullmatch("penstock: " + pattern, line) for line in lines), pattern
+
+
+def test_root_directory_is_refused(image: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/")
+    for path in ("/", "//", "/tmp/..", tmp_path / "link"):
+        reason = f"{path}: is the root directory; choose another mount point"
+        assert refused("mount", image, path) == (32, reason)
+
+
+@pytest.mark.requires("root")
+def test_covering_another_mount_is_told(image: Path, mountpoint: Path) -> None:
+    run("mount", "-t", "tmpfs", "penstock-test", mountpoint)
+    try:
+        done = penstock("mount", image, mountpoint)
+        told = f"{mountpoint}: tmpfs (penstock-test) is mounted there, and is covered now"
+        assert (done.returncode, done.stderr) == (0, f"penstock: warning: {told}\n")
+        good("umount", mountpoint)
+    finally:
+        run("umount", mountpoint)
+
+
+def test_two_mounts_at_the_same_time(image: Path, mountpoint: Path) -> None:
+    command = [*COMMAND, "mount", str(image), str(mountpoint)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 32, 32, 32]
+    assert sum("is mounted there" in text or "is being made there" in text for text in said) == 3
+    good("umount", mountpoint)
+    assert find_mount(str(mountpoint)) is None
+
+
+def test_a_mount_that_is_being_made(image: Path, mountpoint: Path) -> None:
+    held = os.open(mountpoint, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        reason = f"{mountpoint}: another mount is being made there"
+        assert refused("mount", image, mountpoint) == (32, reason)
+    finally:
+        os.close(held)
+    good("mount", image, mountpoint)
+    good("umount", mountpoint)
+
+
+def test_ignored_signals_stay_ignored(image: Path, mountpoint: Path) -> None:
+    command = ["sh", "-c", "trap '' INT HUP; exec \"$@\"", "sh", *COMMAND, "mount", "-f"]
+    process = subprocess.Popen([*command, str(image), str(mountpoint)])
+    wait_for(lambda: str(mountpoint) in good("list"), "record")
+    ignored = next(
+        int(line.split()[1], 16)
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        if line.startswith("SigIgn:")
+    )
+    for number in (signal.SIGINT, signal.SIGHUP):
+        assert ignored >> (number - 1) & 1
+        process.send_signal(number)
+    assert (mountpoint / "size59").stat().st_size == 59
+    process.terminate()
+    assert process.wait(20) == 0
+
+
+@pytest.mark.requires("ordinary-user")
+def test_records_in_a_user_namespace(
+    image: Path, ordinary_user: OrdinaryUser, dev_fuse_for_all: None
+) -> None:
+    """Its root cannot write to /run; mounting says nothing of that, and leaves nothing."""
+    copy = copy_image(image, ordinary_user.home / "theirs.img")
+    copy.chmod(0o444)
+    place = ordinary_user.home / "mnt"
+    place.mkdir()
+    place.chmod(0o777)
+    words = " ".join(map(shlex.quote, ordinary_user.penstock))
+    script = f"set -e; {words} mount {copy} {place}; {words} list; {words} umount {place}"
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    process = ordinary_user.popen([*unshare, "sh", "-c", script])
+    out, err = process.communicate(timeout=60)
+    place.rmdir()
+    copy.unlink()
+    assert (process.returncode, err) == (0, "")
+    assert str(place) in out
+    assert not Path("/tmp/penstock-0").exists()

@@ -35,7 +35,10 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "--version") == (0, f"penstock {__version__}\n", "")
     assert run(capsys, "-V")[1] == f"penstock {__version__}\n"
-    for words in ([], ["-h"], ["--help"], ["help"]):
+    code, out, err = run(capsys)
+    assert (code, out) == (1, "")
+    assert err == run(capsys, "--help")[1]
+    for words in (["-h"], ["--help"], ["help"]):
         code, out, err = run(capsys, *words)
         assert (code, err) == (0, "")
         for name in COMMANDS:
@@ -47,6 +50,7 @@ def test_help_of_commands(capsys: pytest.CaptureFixture[str], name: str) -> None
     code, out, err = run(capsys, name, "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: penstock {name}")
+    assert run(capsys, "help", name) == (0, out, "")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,10 @@ def test_help_of_commands(capsys: pytest.CaptureFixture[str], name: str) -> None
         (["mount", "/dev/null", "/tmp", "-o", "workers=x"], 1, "workers=x: is not a number"),
         (["ls", "/nowhere.img"], 2, "/nowhere.img: no such file or directory"),
         (["cat", "/nowhere.img"], 1, "/nowhere.img: which file of it?"),
+        (["help", "bogus"], 1, "bogus: no such command"),
+        (["ls", "/x", "-p", "2", "-o", "partition=3"], 1, "=3 contradict each other"),
+        (["mount", "/x", "/y", "-p2", "-opartition=3"], 1, "=3 contradict each other"),
+        (["mount", "/dev/null", "/"], 32, "/dev/null: is neither"),
         (["info", "/dev/null"], 2, "/dev/null: is neither a regular file nor a block device"),
         (["info", "/tmp"], 2, "/tmp: is a directory, not a disk image"),
         (["info", "a\0b"], 1, "null"),

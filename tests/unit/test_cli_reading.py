@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from penstock.cli import images
+from penstock.cli.commands import ls
 from penstock.cli.extract import Extractor, Preserve, Skipped
 from penstock.cli.main import main
 from penstock.client import Client
@@ -115,6 +116,34 @@ def test_ls_long(
     assert "-rw-r--r-- 2 " in text
     assert main(["ls", "-ld", image.path, "/dir"]) == 0
     assert capfdbinary.readouterr().out.startswith(b"drwxr-xr-x ")
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0"), (1023, "1023"), (1024, "1.0K"), (1025, "1.1K"), (10189, "10K"), (10240, "10K"),
+        (1048575, "1.0M"), (1048576, "1.0M"), (5 << 30, "5.0G"), (123 << 40, "123T"),
+    ],
+)  # fmt: skip
+def test_sizes_for_people(size: int, shown: str, tmp_path: Path) -> None:
+    assert ls._size(size, human=True) == shown
+    assert ls._size(size, human=False) == str(size)
+    if size < 1 << 40:  # what ls(1) says of a file of this size
+        file = tmp_path / "file"
+        file.touch()
+        os.truncate(file, size)
+        said = subprocess.run(["ls", "-lh", file], capture_output=True, text=True, check=True)
+        assert said.stdout.split()[4] == shown
+
+
+def test_ls_options_of_habit(image: Image, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    image.hold({"big": bytes(1536)})
+    assert main(["ls", "-1lh", image.path]) == 0
+    assert b" 1.5K 2020" in capfdbinary.readouterr().out
+    assert main(["ls", "-1", image.path]) == 0
+    assert capfdbinary.readouterr().out == b"big\n"
+    assert main(["cp", "-a", image.path + ":/big", "big"]) == 0
+    assert os.stat("big").st_mtime_ns == TIME
 
 
 def test_ls_recursive(image: Image, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

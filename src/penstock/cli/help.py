@@ -109,7 +109,10 @@ def _words_table() -> Iterator[str]:
             shown = _shown(word).replace("|", "\\|")
             yield f"| `{shown}` | {word.help} | {word.default} |"
     names = ", ".join(f"`{w.name}`" for w in WORDS if w.kind is Kind.IGNORED)
-    yield from ("", f"Accepted without effect, so that lines of fstab(5) work: {names}, `x-*`.")
+    yield from (
+        "",
+        f"Accepted without effect, as mount(8) keeps them to itself: {names}, `x-*`.",
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Target",
     "by_source",
+    "choose_partition",
     "open_client",
     "open_filesystem",
     "open_source",
@@ -176,8 +177,22 @@ def reading_words(arguments: argparse.Namespace) -> Words:
     from penstock.cli.options import parse_words
 
     words = parse_words(arguments.options)
-    if arguments.partition is not None:
-        words.server["partition"] = str(arguments.partition)
+    choose_partition(words, arguments.partition)
     for note in words.notes:
         warn(note)
     return words
+
+
+def choose_partition(words: Words, number: int | None) -> None:
+    """Have ``--partition`` mean ``-o partition=``.
+
+    Raises:
+        Failure: both are given, and differ (USAGE).
+    """
+    if number is None:
+        return
+    other = words.server.setdefault("partition", str(number))
+    if other != str(number):
+        raise Failure(
+            f"--partition={number} and -o partition={other} contradict each other", ExitCode.USAGE
+        )

@@ -25,7 +25,7 @@ Filesystems in Python at kernel speed.
 commands:
 {commands}
 
-`penstock COMMAND --help` shows a command's arguments, `penstock mount -o help` its -o words,
+`penstock help COMMAND` shows a command's arguments, `penstock mount -o help` its -o words,
 `penstock --version` the version.
 
 exit codes: 0 success, 1 wrong usage, 2 system error, 32 mount failure, 130 interrupted,
@@ -41,9 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     open_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    name = words[0] if words else "--help"
     try:
-        code = _run(name, words[1:])
+        if not words:
+            say(_usage().rstrip())
+            return ExitCode.USAGE
+        code = _run(words[0], words[1:])
         sys.stdout.flush()
     except Failure as failure:
         return _fail(str(failure), failure.code)
@@ -67,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, words: list[str]) -> int:
+    if name == "help" and words:
+        return _run(words[0], ["--help"])
     if name in {"-h", "--help", "help"}:
         check_output()
         print(_usage(), end="")

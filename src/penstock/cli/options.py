@@ -6,7 +6,7 @@ belong to one kind of server are in that server's own table (``servers/*/options
 
 ``-o`` takes words separated by commas, and may be given several times. A comma inside a value is
 written ``\\,``, a backslash ``\\\\``. Words that fstab(5) and mount(8) use for themselves are
-accepted and have no effect, so that a line of fstab works as it is.
+accepted and have no effect.
 """
 
 from __future__ import annotations
@@ -203,6 +203,8 @@ COMMANDS: Final[tuple[Command, ...]] = (
                 ("SOURCE[:PATH]",), Shape.SOME, "an image, and files in it: IMG:/a or IMG /a /b"
             ),
             Argument(("-l", "--long"), Shape.FLAG, "one line each: mode, owner, size, time"),
+            Argument(("-h", "--human-readable"), Shape.FLAG, "with -l: sizes as 1.5K, 20M, 3G"),
+            Argument(("-1",), Shape.FLAG, "always so; kept for habit's sake"),
             Argument(("-a", "--all"), Shape.FLAG, "also names that begin with a dot"),
             Argument(("-R", "--recursive"), Shape.FLAG, "also what lies in subdirectories"),
             Argument(
@@ -236,15 +238,19 @@ COMMANDS: Final[tuple[Command, ...]] = (
                 ("--preserve",),
                 Shape.VALUE,
                 "default: mode, times, user.* attributes, links, holes; all: for root also owners, "
-                "set-ID bits and all attributes; none: content alone",
+                "set-ID bits, all attributes and device nodes; none: content alone",
                 "default|all|none",
             ),
             Argument(("-q", "--quiet"), Shape.FLAG, "no progress display"),
             Argument(("-r", "-R", "--recursive"), Shape.FLAG, "always so; kept for habit's sake"),
+            Argument(
+                ("-a", "--archive"), Shape.FLAG, "the same as --preserve=default; for habit's sake"
+            ),
             *_READING,
         ),
         "Directories are copied with what they hold. Nothing is written outside DEST, whatever the "
-        "image's names and links say; existing files are not replaced; device nodes are left out.",
+        "image's names and links say; existing files are not replaced; sockets are left out, "
+        "and device nodes too unless root asks for them with --preserve=all.",
     ),
     Command(
         "doctor",

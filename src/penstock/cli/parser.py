@@ -37,7 +37,9 @@ def parse_arguments(command: Command, words: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("-h", "--help", action="help", help="show this help and exit")
+    taken = any("-h" in argument.names for argument in command.arguments)
+    flags = ["--help"] if taken else ["-h", "--help"]
+    parser.add_argument(*flags, action="help", help="show this help and exit")
     for argument in command.arguments:
         _add(parser, argument)
     return parser.parse_intermixed_args(words)

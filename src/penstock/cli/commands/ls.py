@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 Row = tuple[bytes, "Node"]
+_UNITS = " KMGTPE"
 
 
 class _Lister:
@@ -105,7 +106,8 @@ class _Lister:
         if self._arguments.json:
             self._rows += [_as_json(client, _join(directory, name), node) for name, node in rows]
         elif self._arguments.long:
-            for line in _long_lines(client, list(rows)):
+            human = self._arguments.human_readable
+            for line in _long_lines(client, list(rows), human=human):
                 write_raw(line)
         else:
             for name, _ in rows:
@@ -134,8 +136,8 @@ def _join(directory: bytes, name: bytes) -> bytes:
     return directory.rstrip(b"/") + b"/" + name if directory else name
 
 
-def _long_lines(client: Client, rows: list[Row]) -> Iterator[str]:
-    cells = [_long_cells(node) for _, node in rows]
+def _long_lines(client: Client, rows: list[Row], *, human: bool) -> Iterator[str]:
+    cells = [_long_cells(node, human=human) for _, node in rows]
     widths = [max((len(row[i]) for row in cells), default=0) for i in range(5)]
     for (name, node), (mode, links, uid, gid, extent, when) in zip(rows, cells, strict=True):
         shown = raw_name(name)
@@ -147,12 +149,28 @@ def _long_lines(client: Client, rows: list[Row]) -> Iterator[str]:
         )
 
 
-def _long_cells(node: Node) -> tuple[str, str, str, str, str, str]:
+def _long_cells(node: Node, *, human: bool) -> tuple[str, str, str, str, str, str]:
     attr = node.attr
     device = stat.S_ISCHR(attr.mode) or stat.S_ISBLK(attr.mode)
-    extent = f"{_major(attr.rdev)}, {_minor(attr.rdev)}" if device else str(attr.size)
+    extent = _size(attr.size, human=human)
+    if device:
+        extent = f"{_major(attr.rdev)}, {_minor(attr.rdev)}"
     numbers = (str(attr.nlink), str(attr.uid), str(attr.gid))
     return (stat.filemode(attr.mode), *numbers, extent, _time(attr.mtime))
+
+
+def _size(size: int, *, human: bool) -> str:
+    """As ls(1): with -h at most one decimal and rounded up, in powers of 1024."""
+    if not human or size < 1024:
+        return str(size)
+    unit = min((size.bit_length() - 1) // 10, 6)
+    tenths = -(-size * 10 >> 10 * unit)
+    if tenths <= 99:
+        return f"{tenths // 10}.{tenths % 10}{_UNITS[unit]}"
+    whole = -(-size >> 10 * unit)
+    if whole == 1024 and unit < 6:
+        return f"1.0{_UNITS[unit + 1]}"
+    return f"{whole}{_UNITS[unit]}"
 
 
 def _time(seconds: int) -> str:

@@ -13,14 +13,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from penstock.cli.daemon import run_detached
 from penstock.cli.errors import ExitCode, Failure, explain
+from penstock.cli.images import choose_partition
 from penstock.cli.logs import configure_logging, log_to_syslog, warn
 from penstock.cli.options import Words, parse_words
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from penstock.control import Handler
     from penstock.serve import Mount, MountOptions
     from penstock.servers import Server
+    from penstock.sys.mountinfo import MountInfo
 
 __all__ = ["run"]
 
@@ -40,8 +43,7 @@ _MAX_POLL: Final = 5000
 def run(arguments: argparse.Namespace) -> int:
     """Mount; 0 when the mount can be used (with ``-f``: when it has ended)."""
     words = parse_words(arguments.options)
-    if arguments.partition is not None:
-        words.server["partition"] = str(arguments.partition)
+    choose_partition(words, arguments.partition)
     for note in words.notes:
         warn(note)
 
@@ -86,32 +88,60 @@ def _mount(arguments: argparse.Namespace, words: Words, stack: contextlib.ExitSt
 
     fd = open_source(arguments.source, ExitCode.MOUNT)
     stack.callback(os.close, fd)
-    target = _mountpoint(arguments.mountpoint)
-    server = open_filesystem(arguments.source, fd, arguments.type, words.server, ExitCode.MOUNT)
-    for warning in server.warnings:
-        warn(f"{arguments.source}: {warning}")
-    user = in_use(fd)
-    if user is not None:
-        warn(f"{arguments.source}: is {user}: what is shown may be out of date or torn")
-    options = _mount_options(words, server, os.path.realpath(arguments.source))
-    try:
-        trace = _log_request if arguments.debug else None
-        mounted = mount(server.operations, target, options, trace)
-    except OSError as error:
-        hint = " (see penstock doctor)" if "/dev/fuse" in str(error) else ""
-        raise Failure(f"{arguments.mountpoint}: {explain(error)}{hint}", ExitCode.MOUNT) from error
-    except ValueError as error:
-        raise Failure(f"-o {explain(error)}", ExitCode.USAGE) from error
-    stack.enter_context(mounted)
-    _publish(mounted, server, os.path.realpath(arguments.source), stack)
+    with _claimed(arguments.mountpoint) as target:
+        server = open_filesystem(arguments.source, fd, arguments.type, words.server, ExitCode.MOUNT)
+        for warning in server.warnings:
+            warn(f"{arguments.source}: {warning}")
+        user = in_use(fd)
+        if user is not None:
+            warn(f"{arguments.source}: is {user}: what is shown may be out of date or torn")
+        options = _mount_options(words, server, os.path.realpath(arguments.source))
+        try:
+            trace = _log_request if arguments.debug else None
+            mounted = mount(server.operations, target, options, trace)
+        except OSError as error:
+            why = explain(error)
+            if "/dev/fuse" in str(error):
+                why += " (see penstock doctor)"
+            raise Failure(f"{arguments.mountpoint}: {why}", ExitCode.MOUNT) from error
+        except ValueError as error:
+            raise Failure(f"-o {explain(error)}", ExitCode.USAGE) from error
+        stack.enter_context(mounted)
+        _publish(mounted, server, os.path.realpath(arguments.source), stack)
     return mounted
 
 
-def _mountpoint(path: str) -> str:
-    """The absolute path to mount on.
+@contextlib.contextmanager
+def _claimed(path: str) -> Iterator[str]:
+    """The absolute path to mount on, for this process alone as long as the block runs: of two that
+    mount there at the same time one is refused. The lock is on the directory itself.
 
     Raises:
-        Failure: it is no directory, or a mount of ours that must not be covered.
+        Failure: as :func:`_mountpoint`, or another process is about to mount there.
+    """
+    target, covered = _mountpoint(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Failure(f"{path}: another mount is being made there", ExitCode.MOUNT) from error
+        except OSError as error:
+            # It may not be read, or its filesystem has no locks. That need not keep from mounting.
+            _log.debug("%s: %s", target, error)
+        target, covered = _mountpoint(path)  # again, for what came before the lock was there
+        if covered is not None:
+            what = f"{covered.fstype} ({covered.source})"
+            warn(f"{path}: {what} is mounted there, and is covered now")
+        yield target
+
+
+def _mountpoint(path: str) -> tuple[str, MountInfo | None]:
+    """The absolute path to mount on, and the mount that will be covered.
+
+    Raises:
+        Failure: it is no directory, the root, or a mount of ours that must not be covered.
     """
     from penstock.control import State, find_record
     from penstock.sys.mountinfo import find_mount, resolve_parent
@@ -125,11 +155,16 @@ def _mountpoint(path: str) -> str:
     entry = find_mount(target)
     if entry is None:
         target = os.path.realpath(target)
+        entry = find_mount(target)  # which a symlink may lead to
+    if target == "/":
+        text = "is the root directory; choose another mount point"
+        raise Failure(f"{path}: {text}", ExitCode.MOUNT)
+    if entry is None:
         if not os.path.lexists(target):
             raise Failure(f"{path}: the mount point does not exist", ExitCode.MOUNT)
         if not os.path.isdir(target):
             raise Failure(f"{path}: the mount point is not a directory", ExitCode.MOUNT)
-        return target
+        return target, None
     listed = find_record(entry)
     if listed is not None and listed.state is State.STALE:
         raise Failure(
@@ -138,7 +173,7 @@ def _mountpoint(path: str) -> str:
         )
     if listed is not None:
         raise Failure(f"{path}: {listed.record.source} is mounted there", ExitCode.MOUNT)
-    return target
+    return target, entry
 
 
 def _mount_options(words: Words, server: Server, source: str) -> MountOptions:
