@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import re
@@ -47,11 +48,17 @@ def test_debug_shows_each_request(image: Path, mountpoint: Path, tmp_path: Path)
     wait_for(lambda: find_mount(str(mountpoint)), "mount")
     assert (mountpoint / "size59").read_bytes()
     assert not (mountpoint / "none").exists()
+    # How large is the list of attributes? This has an answer of another form than the list has.
+    assert ctypes.CDLL(None).listxattr(os.fsencode(mountpoint / "size59"), None, 0) == 0
+    os.statvfs(mountpoint)
+    os.listdir(mountpoint / "many")
     good("umount", mountpoint)
     assert process.wait(20) == 0
     lines = log.read_text().splitlines()
     assert all(line.startswith("penstock: ") for line in lines)
+    assert not any(" = ?" in line for line in lines)
     for pattern in (
+        r"LISTXATTR #\d+ node=\d+ size=0 .* = size=0 <[\d.]+ us>",
         r"INIT #\d+ .* = major=7 .* <[\d.]+ us>",
         r'LOOKUP #\d+ node=1 "size59" uid=.* = node=\d+ .* size=59 .* <[\d.]+ us>',
         r"READ #\d+ .* = 59 .*<[\d.]+ us>",
@@ -137,3 +144,21 @@ def test_records_in_a_user_namespace(
     assert (process.returncode, err) == (0, "")
     assert str(place) in out
     assert not Path("/tmp/penstock-0").exists()
+
+
+@pytest.mark.requires("ordinary-user", "fusermount3")
+def test_device_that_may_not_be_opened(
+    image: Path, ordinary_user: OrdinaryUser, dev_fuse_for_root: None
+) -> None:
+    copy = copy_image(image, ordinary_user.home / "theirs.img")
+    copy.chmod(0o444)
+    place = ordinary_user.home / "mnt"
+    place.mkdir()
+    os.chown(place, ordinary_user.uid, ordinary_user.gid)
+    process = ordinary_user.popen([*ordinary_user.penstock, "mount", str(copy), str(place)])
+    err = process.communicate(timeout=60)[1]
+    place.rmdir()
+    copy.unlink()
+    assert process.returncode == 32
+    assert err.count("\n") == 1
+    assert err.endswith(" (see penstock doctor)\n")
