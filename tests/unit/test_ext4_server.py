@@ -26,12 +26,16 @@ from penstock.abi.fuse import (
 from penstock.datapath import ReadPaths
 from penstock.fs import ENDLESS, ROOT
 from penstock.servers import UnknownImage, open_server
-from penstock.servers.ext4 import parse_options
+from penstock.servers.ext4 import Ext4Server, parse_options
 from penstock.transport import MemoryTransport
 from penstock.wire import decode_direntplus, decode_reply, encode_request, requests
 from tests.support.images import cached_image, debugfs
 
 OFFER = InitIn(7, 45, 131072, 0x73FF_FFFB, 0x5FD, bytes(44))
+
+
+def _with_files(image: Path) -> None:
+    debugfs(image, *[f"write /etc/hostname file{number}" for number in range(5)])
 
 
 class Asker:
@@ -52,7 +56,7 @@ class Asker:
 
 @pytest.fixture
 def image() -> Iterator[int]:
-    fd = os.open(cached_image(), os.O_RDONLY)
+    fd = os.open(cached_image(_with_files), os.O_RDONLY)
     yield fd
     os.close(fd)
 
@@ -196,3 +200,23 @@ def test_words_choose_what_is_negotiated(image: int) -> None:
             connection = transport.session.connection
             assert connection is not None
             assert connection.flags & (acl | idmap) == wanted
+
+
+def test_the_next_file_is_prepared_while_no_request_waits(image: int) -> None:
+    operations = open_server(image).operations
+    assert isinstance(operations, Ext4Server)
+    with MemoryTransport(operations, datapaths=ReadPaths("copy")) as transport:
+        asker = Asker(transport)
+        files = [
+            record.entry.nodeid
+            for record in listing(asker).values()
+            if record.entry is not None and stat.S_ISREG(record.entry.attr.mode)
+        ]
+        for nodeid in files:
+            before = asker(requests.Read(ReadIn(0, 0, 4096, 0, 0, 0, 0)), nodeid).data
+            while transport.session.idle():
+                pass
+            assert asker(requests.Read(ReadIn(0, 0, 4096, 0, 0, 0, 0)), nodeid).data == before
+        assert set(files) <= operations._files.keys()
+        prepared = operations._files.keys() - set(files)
+        assert prepared <= {nodeid + 1 for nodeid in files}

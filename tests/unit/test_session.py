@@ -290,3 +290,16 @@ def test_a_malformed_message_is_survived(driver: Driver, length: int) -> None:
         assert int.from_bytes(reply[4:8], "little", signed=True) == -errno.EIO
     assert driver.transport.session.statistics().malformed == 1
     assert driver.ask(requests.Lookup(b"there")).entry.nodeid == 7
+
+
+def test_a_filesystem_that_fails_while_idle_is_asked_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Failing(Toy):
+        def idle(self) -> bool:
+            raise ZeroDivisionError
+
+    with MemoryTransport(Failing(), datapaths=ReadPaths()) as transport:
+        assert not transport.session.idle()
+        assert not transport.session.idle()
+    assert len(caplog.records) == 1

@@ -28,6 +28,11 @@ def file_ranges(data: Mapped, offset: int, devices: Sequence[int]) -> tuple[File
     Raises:
         FsError: EIO if the mappings have a gap, end early, or name an unknown device.
     """
+    if len(data.mappings) == 1:
+        start, length, kind, addr, device, _flags = data.mappings[0]
+        skip = offset - start
+        if kind == _MAPPED and 0 <= skip <= length - data.length and 0 < device <= len(devices):
+            return (FileRange(devices[device - 1], addr + skip, data.length),)
     ranges: list[FileRange] = []
     position = offset
     end = offset + data.length

@@ -100,6 +100,12 @@ class Operations:
     """Set by whoever mounts the filesystem: to be called by a method that is about to wait for a
     slow medium, so that another worker takes requests meanwhile. None = there is no other."""
 
+    def idle(self) -> bool:
+        """Called while no request waits, by the worker that would carry the next one out: a moment
+        of at most some 100 µs to prepare what will likely be asked. Whether there is more to do.
+        Errors are for the request that comes; raise none."""
+        return False
+
     def init(self, connection: Connection) -> None:
         """The handshake is done; called once, before any other request."""
 

@@ -108,6 +108,7 @@ class Session:
         self._counts = RequestCounts()
         self._lookups = LookupCounts(operations.forget) if operations.forgettable else None
         self._listings = self._ahead()
+        self._prepare = operations.idle if _overridden(operations, "idle") else None
         self._active: dict[int, Pending[Any] | None] = {}
         self._interrupted: collections.deque[int] = collections.deque(maxlen=64)
         self._malformed = 0
@@ -165,7 +166,16 @@ class Session:
 
     def idle(self) -> bool:
         """Use a moment in which no request waits; whether there is more to do. Some 100 µs."""
-        return self._listings is not None and self._listings.prepare()
+        if self._listings is not None and self._listings.prepare():
+            return True
+        if self._prepare is None:
+            return False
+        try:
+            return self._prepare()
+        except Exception:  # noqa: BLE001 - it must not take the worker along
+            _log.exception("preparing failed and is given up")
+            self._prepare = None
+            return False
 
     def undelivered(self, reply: Reply) -> None:
         """The kernel did not take this reply (it was interrupted, or the mount has ended)."""

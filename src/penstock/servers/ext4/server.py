@@ -12,6 +12,7 @@ an inode that the kernel knows: memory does not grow with the number of files se
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import stat
 import struct
@@ -127,6 +128,9 @@ class Ext4Server(Operations):
         self._uid = options.uid
         self._gid = options.gid
         self._block_size = reader.block_size
+        self._likely = NodeId(0)
+        """The inode that will likely be read next, 0 = none: programs that read many small files
+        mostly read them in the order in which they were made."""
         self._files: dict[int, tuple[Inode, tuple[Mapping, ...] | None]] = {}
 
     @property
@@ -285,6 +289,8 @@ class Ext4Server(Operations):
         lock_owner: int | None,
     ) -> Data:
         inode, mappings = self._files.get(nodeid) or self._open(nodeid)
+        if offset == 0:
+            self._likely = NodeId(nodeid + 1)
         length = min(size, inode.size - offset)
         if length <= 0:
             return b""
@@ -312,6 +318,13 @@ class Ext4Server(Operations):
             self._files.clear()
         kept = self._files[nodeid] = (inode, mappings)
         return kept
+
+    def idle(self) -> bool:
+        nodeid, self._likely = self._likely, NodeId(0)
+        if nodeid and nodeid not in self._files:
+            with contextlib.suppress(OSError, ValueError):
+                self._open(nodeid)
+        return False
 
     def _mappings(self, extents: Sequence[Extent]) -> tuple[Mapping, ...] | None:
         """The extents as mappings of device 1; None if some bytes lie there in another form."""
