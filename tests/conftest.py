@@ -19,6 +19,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -38,6 +39,15 @@ _left: list[str] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks; make the session's folder and marker, once for all its workers."""
+    # Whoever starts the tests in the background has them ignore signals, and so would all that
+    # they start: then no test of signals would tell anything.
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGTERM, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     config.addinivalue_line(
         "markers", "requires(*names): entries of tests/requirements.toml needed"
     )
