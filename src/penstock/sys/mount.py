@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 
 from penstock.abi.mount import (
     FSMOUNT_CLOEXEC,
@@ -24,7 +23,6 @@ from penstock.abi.mount import (
 from penstock.sys.libc import call, syscall
 
 __all__ = [
-    "closing_fd",
     "fsconfig_create",
     "fsconfig_flag",
     "fsconfig_string",
@@ -103,12 +101,3 @@ def umount(target: str, flags: UmountFlag = UmountFlag.NOFOLLOW) -> None:
         OSError: EBUSY, EINVAL (not a mount point), EPERM.
     """
     call("umount2", os.fsencode(target), int(flags), path=target)
-
-
-@contextlib.contextmanager
-def closing_fd(fd: int) -> Iterator[int]:
-    """Close a descriptor at the end of a block."""
-    try:
-        yield fd
-    finally:
-        os.close(fd)

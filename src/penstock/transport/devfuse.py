@@ -67,10 +67,9 @@ class DevFuse:
 
     Args:
         fd: the connection's descriptor, mounted; owned from here on.
-        session: what answers.
         workers: threads; each has a clone where the caller may make one.
         poll: ``auto``, ``off``, or microseconds (:class:`Polling`).
-        buffer_size: bytes of a read buffer, at least ``max_write`` and room for headers.
+        max_write: bytes of the largest write; each worker has a buffer for one.
         on_splice_refused: told once, with the reason, when splice cannot be used here.
     """
 
@@ -89,7 +88,6 @@ class DevFuse:
         self._polling = Polling(poll)
         self._buffer_size = max(_SMALLEST_BUFFER, max_write + _ROOM)
         self._count = max(1, workers)
-        self._workers: list[Worker] = []
         self._threads: list[threading.Thread] = []
         self._turns = Turns(self._count)
         self._local = threading.local()
@@ -101,6 +99,7 @@ class DevFuse:
         self._left = self._count
         self._lock = threading.Lock()
         self.ended = threading.Event()
+        self._workers = [Worker(self, fd, self._buffer_size)]
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
 
@@ -117,7 +116,7 @@ class DevFuse:
         Raises:
             OSError: ETIMEDOUT, or the connection ended.
         """
-        worker = Worker(self, self.fd, self._buffer_size)
+        worker = self._workers[0]
         waiter = select.poll()
         waiter.register(self.fd, select.POLLIN)
         deadline = time.monotonic() + timeout
@@ -136,9 +135,8 @@ class DevFuse:
 
     def start(self) -> None:
         """Clone the descriptor and start the workers."""
-        for number in range(self._count):
-            fd = self.fd if number == 0 else self._clone()
-            self._workers.append(Worker(self, fd, self._buffer_size))
+        for _ in range(1, self._count):
+            self._workers.append(Worker(self, self._clone(), self._buffer_size))
         for number, worker in enumerate(self._workers):
             thread = threading.Thread(
                 target=self._run, args=(worker,), name=f"penstock-{number}", daemon=True
