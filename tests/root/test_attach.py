@@ -29,7 +29,7 @@ def _without_fsopen() -> Operations:
 
 def _without_sync_init() -> Operations:
     """As on a kernel before 6.18."""
-    mock.patch("penstock.serve.attach.sync_init", return_value=False).start()
+    mock.patch("penstock.broker.attach.sync_init", return_value=False).start()
     return MemoryFilesystem()
 
 

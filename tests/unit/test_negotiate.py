@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from penstock.abi.fuse import InitFlag, InitIn
 from penstock.fs import FsError
-from penstock.session.negotiate import REFUSED, SUPPORTED, Limits, When, negotiate
+from penstock.negotiate import REFUSED, SUPPORTED, Limits, Profile, When, negotiate
 
 EVERYTHING = (1 << 64) - 1
 
@@ -37,7 +37,9 @@ def test_the_answer_is_a_subset_of_the_offer(
     offered: int, want: int, refuse: int, having: bool
 ) -> None:
     reply, connection = negotiate(
-        offer(offered), Limits(request_timeout=30), want=want, refuse=refuse, has=lambda _w: having
+        offer(offered),
+        Limits(request_timeout=30),
+        Profile(want, refuse, frozenset(When) if having else frozenset()),
     )
     taken = reply.flags | reply.flags2 << 32
     assert taken & ~offered == 0
@@ -52,13 +54,8 @@ def test_the_answer_is_a_subset_of_the_offer(
 
 def test_conditions() -> None:
     def take(want: int = 0, **conditions: bool) -> int:
-        return negotiate(
-            offer(),
-            Limits(),
-            want=want,
-            refuse=0,
-            has=lambda when: conditions.get(when.name, False),
-        )[1].flags
+        has = frozenset(when for when in When if conditions.get(when.name))
+        return negotiate(offer(), Limits(), Profile(want, 0, has))[1].flags
 
     assert not take() & InitFlag.POSIX_LOCKS
     assert take(LOCKS=True) & InitFlag.POSIX_LOCKS
@@ -70,23 +67,28 @@ def test_conditions() -> None:
     assert When.ALWAYS in SUPPORTED.values()
 
 
+def test_passthrough_excludes_the_writeback_cache() -> None:
+    want = InitFlag.WRITEBACK_CACHE
+    reply, connection = negotiate(offer(), Limits(), Profile(want, 0, frozenset(When)))
+    assert connection.flags & InitFlag.PASSTHROUGH
+    assert not connection.flags & InitFlag.WRITEBACK_CACHE
+    assert reply.max_stack_depth == 1
+    assert negotiate(offer(), Limits(), Profile(want))[0].max_stack_depth == 0
+
+
 def test_max_pages_needs_its_bit() -> None:
-    without = negotiate(
-        offer(EVERYTHING & ~InitFlag.MAX_PAGES), Limits(), want=0, refuse=0, has=lambda _w: False
-    )
+    without = negotiate(offer(EVERYTHING & ~InitFlag.MAX_PAGES), Limits(), Profile(0))
     assert without[1].max_pages == 32
 
 
 def test_the_lower_minor_is_in_force() -> None:
     for theirs, ours in ((31, 31), (45, 45), (46, 46), (99, 46)):
-        reply, connection = negotiate(
-            offer(minor=theirs), Limits(), want=0, refuse=0, has=lambda _w: False
-        )
+        reply, connection = negotiate(offer(minor=theirs), Limits(), Profile(0))
         assert reply.minor == connection.minor == ours
 
 
 @pytest.mark.parametrize(("major", "minor"), [(7, 30), (6, 40), (8, 0)])
 def test_a_protocol_that_is_too_old_or_new_is_refused(major: int, minor: int) -> None:
     with pytest.raises(FsError, match=f"{major}.{minor}") as caught:
-        negotiate(offer(major=major, minor=minor), Limits(), want=0, refuse=0, has=lambda _w: True)
+        negotiate(offer(major=major, minor=minor), Limits(), Profile(0, 0, frozenset(When)))
     assert caught.value.errno == errno.EPROTO

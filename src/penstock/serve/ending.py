@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
 
+from penstock.broker.options import MountOptions
 from penstock.fs import Operations
 from penstock.serve.mount import Mount, mount
-from penstock.serve.options import MountOptions
 
 __all__ = ["Ending", "Stopped", "ending", "run"]
 

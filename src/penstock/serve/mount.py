@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import Self
 
 from penstock.abi.mount import UmountFlag
+from penstock.broker.attach import open_connection
+from penstock.broker.options import MountOptions
 from penstock.datapath import DataPathStatistics, ReadPaths
 from penstock.fs import Operations
-from penstock.serve.attach import open_connection
-from penstock.serve.options import MountOptions
 from penstock.session import Limits, Notifier, Session, SessionStatistics
 from penstock.sys.fusermount import fusermount_unmount
 from penstock.sys.mount import umount

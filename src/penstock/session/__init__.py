@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol engine: negotiation, dispatch, late answers, notifications, statistics.
+"""The protocol engine: dispatch, late answers, notifications, statistics.
 
-Start with ``session.py``. ``handlers.py`` has one row per opcode, ``negotiate.py`` the two tables
-of INIT bits, ``lookups.py`` the kernel's lookup counts, ``notifier.py`` what is said unasked, and
-``ports.py`` what a session needs of the world. Nothing here does I/O: no descriptors, no sockets,
-no clocks that wait. Transports bring messages and carry replies away.
+Start with ``session.py``. ``handlers.py`` has one row per opcode, ``lookups.py`` the kernel's
+lookup counts, ``notifier.py`` what is said unasked, ``ports.py`` what a session needs of the world.
+Nothing here does I/O: no descriptors, no sockets, no clocks that wait. Transports bring messages
+and carry replies away.
 """
 
-from penstock.session.negotiate import Limits
+from penstock.negotiate import Limits
 from penstock.session.notifier import Notifier
 from penstock.session.ports import (
     ZEROS,

@@ -38,10 +38,10 @@ from penstock.fs import (
     Operations,
     Pending,
 )
+from penstock.negotiate import Limits, Profile, When, negotiate
 from penstock.session.handlers import ENTRY_OPCODES, ROWS, Row
 from penstock.session.listings import Listings
 from penstock.session.lookups import LookupCounts
-from penstock.session.negotiate import Limits, When, negotiate
 from penstock.session.notifier import Notifier
 from penstock.session.ports import DataPaths, Origin, Reply, Sink
 from penstock.session.statistics import RequestCounts, SessionStatistics
@@ -163,6 +163,12 @@ class Session:
             self._later(header, request, row, started, answer, origin)
             return None
         return self._finish(header, request, row, started, answer, None)
+
+    def adopt(self, connection: Connection) -> None:
+        """Serve a connection whose INIT has been answered, by whomever."""
+        self._features = Features(setxattr_ext=bool(connection.flags & InitFlag.SETXATTR_EXT))
+        self.connection = connection
+        self._operations.init(connection)
 
     def idle(self) -> bool:
         """Use a moment in which no request waits; whether there is more to do. Some 100 µs."""
@@ -352,22 +358,11 @@ class Session:
             pending.cancel()
 
     def _init(self, offer: InitIn) -> bytes:
-        has = {
-            When.READDIRPLUS: Opcode.READDIRPLUS in self._rows,
-            When.LOCKS: Opcode.SETLK in self._rows,
-            When.TIMEOUT: self._limits.request_timeout > 0,
-        }
-        operations = self._operations
-        reply, connection = negotiate(
-            offer,
-            self._limits,
-            want=operations.want,
-            refuse=operations.refuse,
-            has=has.__getitem__,
-        )
-        self._features = Features(setxattr_ext=bool(connection.flags & InitFlag.SETXATTR_EXT))
-        self.connection = connection
-        operations.init(connection)
+        needs = {When.READDIRPLUS: Opcode.READDIRPLUS, When.LOCKS: Opcode.SETLK}
+        has = frozenset(when for when, opcode in needs.items() if opcode in self._rows)
+        profile = Profile(self._operations.want, self._operations.refuse, has)
+        reply, connection = negotiate(offer, self._limits, profile)
+        self.adopt(connection)
         return pack(reply)
 
     def _undecodable(self, message: memoryview | bytes, error: WireError) -> Reply | None:

@@ -3,9 +3,9 @@
 
 The only place with ctypes (``libc.py``). ``mount.py`` mounts, ``mountinfo.py`` finds mounts without
 touching them, ``devfuse.py`` is the FUSE device, ``fusermount.py`` the helper for callers without
-privilege, ``process.py`` tells processes apart, ``files.py`` is what ``os`` lacks about files,
-``inuse.py`` tells who else may write to an image, ``probe.py`` what only a try can tell. Each is
-imported by who needs it.
+privilege, ``process.py`` tells processes apart, ``spawn.py`` starts one in namespaces of its own,
+``files.py`` is what ``os`` lacks about files, ``inuse.py`` tells who else may write to an image,
+``probe.py`` what only a try can tell. Each is imported by who needs it.
 """
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "mountinfo",
     "probe",
     "process",
+    "spawn",
 ]

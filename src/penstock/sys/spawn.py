@@ -5,9 +5,9 @@ Python's own ways cannot say which namespaces the child gets, and a process that
 one of a pid namespace must be made by clone: unshare(2) only does that to children made later.
 
 Facts about clone by hand
-    - Without CLONE_VM it is a fork: the child has a copy of this memory until it calls execve. glibc
-      is not told, so it works only from a process with one thread, and the child must do nothing
-      but what is done here.
+    - Without CLONE_VM it is a fork: the child has a copy of this memory until it calls execve. The
+      C library is not told, so it works only from a process with one thread, and the child must do
+      nothing but what is done here.
     - The argument order of x86-64 and aarch64 differs only in the last two, which are 0 here.
     - A child in a new user namespace has no identity until its maps are written, which takes the
       parent where more ids than the caller's own are to be mapped. The child waits for that.
@@ -33,14 +33,15 @@ _NR_CLONE: Final = {"x86_64": 56, "aarch64": 220}
 _CLONE_PIDFD: Final = 0x0000_1000
 _PR_SET_PDEATHSIG: Final = 1
 _NOT_STARTED: Final = 127
+_NONE: Final = CloneFlag(0)
 
 
 class IdMap(NamedTuple):
-    """One line of uid_map and gid_map: ``count`` ids from ``inside`` are those from ``outside``."""
+    """One line of uid_map: ``length`` ids from ``inside`` on are those from ``outside`` on."""
 
     inside: int
     outside: int
-    count: int = 1
+    length: int = 1
 
 
 class Spawned(NamedTuple):
@@ -62,7 +63,7 @@ def spawn(
     *,
     fds: Sequence[int],
     environment: Mapping[str, str] = {},
-    namespaces: CloneFlag = CloneFlag(0),
+    namespaces: CloneFlag = _NONE,
     users: Sequence[IdMap] = (),
     groups: Sequence[IdMap] = (),
 ) -> Spawned:
@@ -135,7 +136,7 @@ def _child(
                 signal.signal(number, signal.SIG_DFL)
         _place(fds)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.execve(argv[0], argv, environment)
+        os.execve(argv[0], argv, environment)  # noqa: S606 - that is what it is for
     finally:
         os._exit(_NOT_STARTED)
 
@@ -152,7 +153,7 @@ def _place(fds: Sequence[int]) -> None:
 
 
 def _write_maps(pid: int, users: Sequence[IdMap], groups: Sequence[IdMap]) -> None:
-    if len(groups) == 1 and groups[0].count == 1 and os.geteuid() != 0:
+    if len(groups) == 1 and groups[0].length == 1 and os.geteuid() != 0:
         # Whoever has no rights over groups must give setgroups(2) up first.
         _write(f"/proc/{pid}/setgroups", "deny")
     for name, rows in (("uid_map", users), ("gid_map", groups)):

@@ -45,6 +45,7 @@ from penstock.fs import (
     StatFs,
     StatxReply,
 )
+from penstock.negotiate import IMAGE
 from penstock.servers.base import Server
 from penstock.servers.ext4.describe import describe
 from penstock.servers.ext4.options import Ext4Options
@@ -103,12 +104,7 @@ class Ext4Server(Operations):
         options: ownership to show.
     """
 
-    want = (
-        InitFlag.EXPORT_SUPPORT
-        | InitFlag.POSIX_ACL
-        | InitFlag.CACHE_SYMLINKS
-        | InitFlag.EXPLICIT_INVAL_DATA
-    )
+    want = IMAGE.want
     forgettable = False
 
     def __init__(

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from penstock.abi.fuse import KERNEL_MINOR, KERNEL_VERSION, InitFlag, InitIn, InitOut
 from penstock.fs import Connection, FsError
 
-__all__ = ["MINIMUM_MINOR", "REFUSED", "SUPPORTED", "Limits", "When", "negotiate"]
+__all__ = ["MINIMUM_MINOR", "REFUSED", "SUPPORTED", "Limits", "Profile", "When", "negotiate"]
 
 MINIMUM_MINOR: Final = 31
 """Linux 5.4. Older messages have other layouts (short read_in, mknod_in, …)."""
@@ -36,6 +35,7 @@ class When(enum.Enum):
     READDIRPLUS = "if the filesystem has readdirplus"
     LOCKS = "if the filesystem has locks"
     TIMEOUT = "if a request timeout was asked for"
+    PASSTHROUGH = "if there is somebody to register backing files"
 
 
 SUPPORTED: Final[dict[InitFlag, When]] = {
@@ -75,6 +75,7 @@ SUPPORTED: Final[dict[InitFlag, When]] = {
     InitFlag.HAS_RESEND: When.ALWAYS,
     InitFlag.ALLOW_IDMAP: When.WANTED,
     InitFlag.REQUEST_TIMEOUT: When.TIMEOUT,
+    InitFlag.PASSTHROUGH: When.PASSTHROUGH,
 }
 
 REFUSED: Final[dict[InitFlag, str]] = {
@@ -83,10 +84,20 @@ REFUSED: Final[dict[InitFlag, str]] = {
     InitFlag.SUBMOUNTS: "virtiofs only",
     InitFlag.INIT_RESERVED: "must never be set",
     InitFlag.HAS_INODE_DAX: "the DAX window exists on virtiofs only",
-    InitFlag.PASSTHROUGH: "this mount has no one to register backing files",
     InitFlag.OVER_IO_URING: "the transport is /dev/fuse",
     InitFlag.HAS_IO_URING_BUFPOOL: "the transport is /dev/fuse",
 }
+
+
+class Profile(NamedTuple):
+    """The filesystem's side of INIT."""
+
+    want: int
+    """Bits (:class:`InitFlag`) asked for."""
+    refuse: int = 0
+    """Bits that must not be taken."""
+    has: frozenset[When] = frozenset()
+    """Conditions that hold, besides ALWAYS and WANTED."""
 
 
 class Limits(NamedTuple):
@@ -102,29 +113,32 @@ class Limits(NamedTuple):
     time_gran: int = 1
     request_timeout: int = 0
     """Seconds after which the kernel gives the whole connection up; 0 = never, 15 at least."""
+    max_stack_depth: int = 1
+    """How deep backing files may be stacked themselves; counts with PASSTHROUGH only."""
 
 
-def _taken(offered: int, want: int, refuse: int, has: Callable[[When], bool]) -> int:
+def _taken(offered: int, profile: Profile, limits: Limits) -> int:
     taken = 0
+    has = profile.has | {When.ALWAYS}
+    if limits.request_timeout > 0:
+        has |= {When.TIMEOUT}
     for flag, when in SUPPORTED.items():
-        if not offered & flag or refuse & flag:
+        if not offered & flag or profile.refuse & flag:
             continue
-        if when is When.ALWAYS or (want & flag if when is When.WANTED else has(when)):
+        if profile.want & flag if when is When.WANTED else when in has:
             taken |= flag
+    if taken & InitFlag.PASSTHROUGH:  # fs/fuse/inode.c: they exclude each other
+        taken &= ~InitFlag.WRITEBACK_CACHE
     return taken
 
 
-def negotiate(
-    request: InitIn, limits: Limits, *, want: int, refuse: int, has: Callable[[When], bool]
-) -> tuple[InitOut, Connection]:
+def negotiate(request: InitIn, limits: Limits, profile: Profile) -> tuple[InitOut, Connection]:
     """Answer INIT.
 
     Args:
         request: the kernel's offer.
         limits: sizes to ask for.
-        want: bits (:class:`InitFlag`) the filesystem asks for.
-        refuse: bits the filesystem must not have.
-        has: whether a condition other than ALWAYS and WANTED holds.
+        profile: what the filesystem asks for.
 
     Raises:
         FsError: EPROTO if the kernel's protocol cannot be spoken.
@@ -136,7 +150,7 @@ def negotiate(
             f"penstock needs {KERNEL_VERSION}.{MINIMUM_MINOR} or later (Linux 5.4)",
         )
     offered = request.flags | request.flags2 << 32
-    taken = _taken(offered, want, refuse, has)
+    taken = _taken(offered, profile, limits)
     if not taken & InitFlag.INIT_EXT:
         taken &= 0xFFFF_FFFF
     minor = min(request.minor, KERNEL_MINOR)
@@ -154,7 +168,7 @@ def negotiate(
         max_pages=max_pages,
         map_alignment=0,
         flags2=taken >> 32,
-        max_stack_depth=0,
+        max_stack_depth=limits.max_stack_depth if taken & InitFlag.PASSTHROUGH else 0,
         request_timeout=limits.request_timeout if taken & InitFlag.REQUEST_TIMEOUT else 0,
         unused=bytes(22),
     )

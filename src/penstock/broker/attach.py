@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from penstock.abi.mount import MountAttr, MountFlag
-from penstock.serve.options import MountOptions
+from penstock.broker.options import MountOptions
 from penstock.sys import mount as sysmount
 from penstock.sys.devfuse import open_device, sync_init
 from penstock.sys.fusermount import fusermount

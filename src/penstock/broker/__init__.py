@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The broker: mounts, hands out descriptors, and supervises servers that it does not trust.
+
+It parses nothing of an image and imports nothing that does. Start with ``mount.py``, one mount from
+beginning to end. ``protocol.py`` has the messages between broker and server, ``channel.py`` carries
+them (docs/broker-protocol.md says who may send what when), ``peer.py`` is the broker's view of one
+server, and ``launch.py`` starts it. ``attach.py`` has the three ways of mounting, ``handshake.py``
+answers INIT, ``backings.py`` registers backing files, ``keeper.py`` unmounts when the broker dies.
+
+Each is imported by who needs it: the server's side needs little.
+"""
+
+__all__ = ["attach", "options"]

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""INIT: what the kernel offers, and what is taken.
+
+A package of its own because two processes do it: the one that serves a filesystem of its own, and
+the broker, which answers for a server that it does not trust. Start with :func:`negotiate`
+(``init.py``); ``profile.py`` says what a kind of filesystem asks for.
+"""
+
+from penstock.negotiate.init import REFUSED, SUPPORTED, Limits, Profile, When, negotiate
+from penstock.negotiate.profile import IMAGE
+
+__all__ = ["IMAGE", "REFUSED", "SUPPORTED", "Limits", "Profile", "When", "negotiate"]
