@@ -5,7 +5,8 @@ The only place with ctypes (``libc.py``). ``mount.py`` mounts, ``mountinfo.py`` 
 touching them, ``devfuse.py`` is the FUSE device, ``fusermount.py`` the helper for callers without
 privilege, ``process.py`` tells processes apart, ``spawn.py`` starts one in namespaces of its own,
 ``files.py`` is what ``os`` lacks about files, ``inuse.py`` tells who else may write to an image,
-``probe.py`` what only a try can tell. Each is imported by who needs it.
+``notify.py`` speaks to the service manager, ``probe.py`` tells what only a try can. Each is imported
+by who needs it.
 """
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "libc",
     "mount",
     "mountinfo",
+    "notify",
     "probe",
     "process",
     "spawn",
