@@ -10,4 +10,4 @@ answers INIT, ``backings.py`` registers backing files, ``keeper.py`` unmounts wh
 Each is imported by who needs it: the server's side needs little.
 """
 
-__all__ = ["attach", "options"]
+__all__ = ["attach", "channel", "codec", "launch", "options", "protocol"]

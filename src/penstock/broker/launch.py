@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting a server: a fresh interpreter in namespaces of its own, with one socket.
+
+The server is executed, never forked from this process's memory. It gets an empty environment, and
+of descriptors the null device as standard streams and its socket as number 3. It finds the modules
+of penstock where this process found them.
+
+As root it is started with two ids in its user namespace: root's, which reads the interpreter's
+modules wherever they lie, and nobody's, to which it changes before it sees an image. Anybody else
+has but one id to give.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import socket
+import sys
+from typing import Final, NamedTuple
+
+from penstock.abi.process import CloneFlag
+from penstock.broker.channel import Channel
+from penstock.sys.spawn import IdMap, Spawned, spawn
+
+__all__ = ["NOBODY", "Launched", "launch"]
+
+NOBODY: Final = 65534
+_NEW: Final = CloneFlag.NEWUSER | CloneFlag.NEWPID
+_FORBIDDEN: Final = frozenset({errno.EPERM, errno.ENOSPC, errno.EINVAL, errno.EACCES, errno.EUSERS})
+_SOCKET_BYTES: Final = 256 * 1024
+
+
+class Launched(NamedTuple):
+    """A server that has been started."""
+
+    pid: int
+    pidfd: int
+    """Owned by whoever got this; readable once the process has ended."""
+    channel: Channel
+    """This side's end; does not block."""
+
+
+def launch(*, sandbox: bool = True, max_fds: int = 1) -> Launched:
+    """Start a server. The calling process must have one thread.
+
+    Args:
+        sandbox: whether in namespaces of its own, and with the sandbox that it closes itself.
+        max_fds: descriptors that one of its messages may bring.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for sock in (ours, theirs):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        started = _start([null, null, null, theirs.fileno()], sandbox=sandbox)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+        os.close(null)
+    ours.setblocking(False)
+    return Launched(*started, Channel(ours, sender=started.pid, max_fds=max_fds))
+
+
+def _start(fds: list[int], *, sandbox: bool) -> Spawned:
+    if not sandbox:
+        return spawn(_program("off"), fds=fds)
+    for users, groups in _maps():
+        try:
+            return spawn(_program("user"), fds=fds, namespaces=_NEW, users=users, groups=groups)
+        except OSError as error:
+            if error.errno not in _FORBIDDEN:
+                raise
+    try:
+        return spawn(_program("pid"), fds=fds, namespaces=CloneFlag.NEWPID)
+    except OSError as error:
+        if error.errno not in _FORBIDDEN:
+            raise
+    return spawn(_program("none"), fds=fds)
+
+
+def _maps() -> list[tuple[list[IdMap], list[IdMap]]]:
+    """The id maps to try, best first."""
+    uid, gid = os.geteuid(), os.getegid()
+    own = ([IdMap(0, uid)], [IdMap(0, gid)])
+    if uid != 0:
+        return [own]
+    two = [IdMap(0, 0), IdMap(NOBODY, NOBODY)]
+    return [(two, two), own]
+
+
+def _program(namespaces: str) -> list[str]:
+    """The command line of a server; ``namespaces`` says what it was started with."""
+    modules = [path for path in (_folder("penstock"), _folder("crc32c")) if path]
+    start = (
+        f"import sys; sys.path += {list(dict.fromkeys(modules))!r}; "
+        "from penstock.contain.server import main; main(sys.argv[1])"
+    )
+    return [sys.executable, "-I", "-S", "-B", "-c", start, namespaces]
+
+
+def _folder(package: str) -> str | None:
+    """Where a package lies, without importing it."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        return None
+    return os.path.dirname(found.submodule_search_locations[0])

@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The messages between a broker and its servers: what they hold, and how much of it.
+
+One message is one packet of a SOCK_SEQPACKET socket: a header (kind, serial), then the fields of
+its class in order. Numbers are little-endian; a text is its length (u16) and UTF-8; a list is its
+length (u16) and its items. Each field says how long it may be, nothing may follow the last one,
+and descriptors come with the kinds that have them and with no other.
+
+The broker believes nothing that a server sends: whatever does not decode here, or comes in a state
+in which it must not (:data:`MAY_SEND`), is a violation, and ends the mount. docs/broker-protocol.md
+has the same as a table.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Annotated, Any, Final, NamedTuple
+
+from penstock.abi.layout import s64, u8, u16, u32, u64
+from penstock.broker.codec import Cursor, Longest, ProtocolError, put, take
+
+__all__ = [
+    "MAX_MESSAGE",
+    "MAX_WORKERS",
+    "MAY_SEND",
+    "VERSION",
+    "BackingClose",
+    "BackingOpen",
+    "BackingReply",
+    "Body",
+    "Description",
+    "EndReason",
+    "Ended",
+    "Failed",
+    "FailureCode",
+    "GetStatistics",
+    "Hello",
+    "Image",
+    "Invalidate",
+    "Invalidated",
+    "Kind",
+    "Layer",
+    "Log",
+    "Message",
+    "ProtocolError",
+    "Purpose",
+    "Read",
+    "ReadRow",
+    "Ready",
+    "Reason",
+    "RequestRow",
+    "Serve",
+    "Serving",
+    "State",
+    "Statistics",
+    "Stop",
+    "Verdict",
+    "Welcome",
+    "Word",
+    "decode",
+    "encode",
+]
+
+VERSION: Final = 1
+MAX_MESSAGE: Final = 64 * 1024
+"""Bytes of one message, header included."""
+MAX_WORKERS: Final = 64
+_HEADER: Final = struct.Struct("<HHI")
+
+
+Name = Annotated[str, Longest(64)]
+Line = Annotated[str, Longest(2048)]
+Value = Annotated[str, Longest(4096)]
+Piece = Annotated[str, Longest(32 * 1024)]
+
+
+class Kind(enum.IntEnum):
+    """What a message is; those below 16 go to the server."""
+
+    HELLO = 1
+    IMAGE = 2
+    SERVE = 3
+    READ = 4
+    GET_STATISTICS = 5
+    BACKING_REPLY = 6
+    INVALIDATED = 7
+    STOP = 8
+    WELCOME = 16
+    READY = 17
+    FAILED = 18
+    DESCRIPTION = 19
+    SERVING = 20
+    LOG = 21
+    VERDICT = 22
+    STATISTICS = 23
+    BACKING_OPEN = 24
+    BACKING_CLOSE = 25
+    INVALIDATE = 26
+    ENDED = 27
+
+
+class Purpose(enum.IntEnum):
+    """What a server is started for."""
+
+    MOUNT = 1
+    """Answer the kernel."""
+    READ = 2
+    """Answer one client over a stream."""
+    DESCRIBE = 3
+    """Say what the image is, and end."""
+
+
+class FailureCode(enum.IntEnum):
+    """Whose fault it is that an image is not served."""
+
+    IMAGE = 1
+    """It is damaged, or none that can be served."""
+    CHECKSUM = 2
+    """A checksum is wrong, and nothing else is known to be."""
+    OPTION = 3
+    """The caller's: a word of ``-o``."""
+    SYSTEM = 4
+    """The medium or the system failed."""
+    MEMORY = 5
+    """It takes more memory than the server may have."""
+    INTERNAL = 6
+    """The server's own."""
+
+
+class EndReason(enum.IntEnum):
+    """Why a server ends."""
+
+    UNMOUNTED = 1
+    """The connection to the kernel, or to the client, has ended."""
+    ASKED = 2
+    """STOP came."""
+
+
+class State(enum.Enum):
+    """Where a server is, as the broker sees it."""
+
+    STARTED = "started"
+    """Nothing has come from it."""
+    WELCOMED = "welcomed"
+    """It has closed its sandbox, and waits for the image or judges it."""
+    READY = "ready"
+    """The image is good."""
+    SERVING = "serving"
+    ENDED = "ended"
+    """It has said goodbye, or failed; nothing more may come."""
+
+
+# To the server
+
+
+class Hello(NamedTuple):
+    """The first message. The server answers with :class:`Welcome` once its sandbox is closed."""
+
+    minimum: u16
+    """Oldest version of the protocol that the broker speaks."""
+    maximum: u16
+    purpose: u8
+    number: u16
+    """Which of its servers this one is, from 0."""
+    servers: u16
+    """How many there are."""
+
+
+class Word(NamedTuple):
+    """One ``-o`` word of the filesystem."""
+
+    name: Name
+    value: Value
+
+
+class Image(NamedTuple):
+    """The image to serve; comes with its descriptor, open for reading."""
+
+    size: u64
+    """Bytes."""
+    type: Name
+    """What to take it for; empty: find out."""
+    words: Annotated[tuple[Word, ...], Longest(64)]
+
+
+class Serve(NamedTuple):
+    """A connection to serve, its INIT answered.
+
+    Comes with descriptors: one of /dev/fuse for each worker, then two of a pipe for each worker,
+    read end first, then one file of zeros.
+    """
+
+    minor: u32
+    flags: u64
+    max_write: u32
+    max_pages: u32
+    max_readahead: u32
+    time_gran: u32
+    workers: u16
+    poll: Name
+    datapath: Name
+
+
+class Read(NamedTuple):
+    """A stream to serve; comes with the descriptor of its socket."""
+
+
+class GetStatistics(NamedTuple):
+    """Send :class:`Statistics` with the same serial."""
+
+
+class BackingReply(NamedTuple):
+    """The answer to :class:`BackingOpen` with the same serial."""
+
+    error: u32
+    """An errno; 0 = registered."""
+    backing_id: u32
+
+
+class Invalidated(NamedTuple):
+    """Another server of the mount has changed this inode: forget what is cached of it."""
+
+    node: u64
+
+
+class Stop(NamedTuple):
+    """End."""
+
+
+# To the broker
+
+
+class Layer(NamedTuple):
+    """One layer of the sandbox."""
+
+    name: Name
+    in_force: u8
+    detail: Line
+    """What is in force, or why it is not."""
+
+
+class Welcome(NamedTuple):
+    """The sandbox is closed, the image may come."""
+
+    version: u16
+    layers: Annotated[tuple[Layer, ...], Longest(32)]
+
+
+class Ready(NamedTuple):
+    """The image is good, and this is where the filesystem lies in it."""
+
+    type: Name
+    offset: u64
+    length: u64
+    block_size: u32
+    warnings: Annotated[tuple[Line, ...], Longest(16)]
+
+
+class Failed(NamedTuple):
+    """The image is not served; the server ends."""
+
+    code: u8
+    text: Line
+
+
+class Description(NamedTuple):
+    """A piece of a JSON text."""
+
+    more: u8
+    """Whether pieces follow."""
+    text: Piece
+
+
+class Serving(NamedTuple):
+    """All threads run, and no more can be started: the mount may be attached."""
+
+    layers: Annotated[tuple[Layer, ...], Longest(32)]
+
+
+class Log(NamedTuple):
+    """A line for the log."""
+
+    level: u8
+    """As Python's logging: 10 debug, 20 info, 30 warning, 40 error."""
+    text: Line
+
+
+class Verdict(NamedTuple):
+    """Why the reply that comes next over the stream is an error."""
+
+    text: Line
+
+
+class RequestRow(NamedTuple):
+    """What was done of one opcode."""
+
+    opcode: u32
+    done: u64
+    errors: u64
+    nanoseconds: u64
+
+
+class ReadRow(NamedTuple):
+    """What went one data path."""
+
+    datapath: Name
+    reads: u64
+    bytes: u64
+
+
+class Reason(NamedTuple):
+    """Why a data path is not taken."""
+
+    datapath: Name
+    text: Line
+
+
+class Statistics(NamedTuple):
+    """Counters of one server."""
+
+    pending: u32
+    nodes: u64
+    malformed: u64
+    datapath: Name
+    requests: Annotated[tuple[RequestRow, ...], Longest(128)]
+    reads: Annotated[tuple[ReadRow, ...], Longest(16)]
+    reasons: Annotated[tuple[Reason, ...], Longest(16)]
+
+
+class BackingOpen(NamedTuple):
+    """Register a backing file for an inode; comes with its descriptor."""
+
+    node: u64
+
+
+class BackingClose(NamedTuple):
+    """The inode's backing file is not needed any more. Not answered."""
+
+    node: u64
+
+
+class Invalidate(NamedTuple):
+    """An inode has changed: tell the kernel, and the other servers."""
+
+    node: u64
+    offset: s64
+    """First byte whose cache is dropped; negative: attributes only."""
+    length: s64
+    """Bytes; 0 = to the end."""
+
+
+class Ended(NamedTuple):
+    """The server ends."""
+
+    reason: u8
+
+
+Body = (
+    Hello | Image | Serve | Read | GetStatistics | BackingReply | Invalidated | Stop
+    | Welcome | Ready | Failed | Description | Serving | Log | Verdict | Statistics
+    | BackingOpen | BackingClose | Invalidate | Ended
+)  # fmt: skip
+
+
+class _Rule(NamedTuple):
+    """What belongs to a kind."""
+
+    body: type[Any]
+    fds: range = range(1)
+    """How many descriptors come with it."""
+
+
+_ONE: Final = range(1, 2)
+_RULES: Final[dict[Kind, _Rule]] = {
+    Kind.HELLO: _Rule(Hello),
+    Kind.IMAGE: _Rule(Image, _ONE),
+    Kind.SERVE: _Rule(Serve, range(4, 3 * MAX_WORKERS + 2)),
+    Kind.READ: _Rule(Read, _ONE),
+    Kind.GET_STATISTICS: _Rule(GetStatistics),
+    Kind.BACKING_REPLY: _Rule(BackingReply),
+    Kind.INVALIDATED: _Rule(Invalidated),
+    Kind.STOP: _Rule(Stop),
+    Kind.WELCOME: _Rule(Welcome),
+    Kind.READY: _Rule(Ready),
+    Kind.FAILED: _Rule(Failed),
+    Kind.DESCRIPTION: _Rule(Description),
+    Kind.SERVING: _Rule(Serving),
+    Kind.LOG: _Rule(Log),
+    Kind.VERDICT: _Rule(Verdict),
+    Kind.STATISTICS: _Rule(Statistics),
+    Kind.BACKING_OPEN: _Rule(BackingOpen, _ONE),
+    Kind.BACKING_CLOSE: _Rule(BackingClose),
+    Kind.INVALIDATE: _Rule(Invalidate),
+    Kind.ENDED: _Rule(Ended),
+}
+_KINDS: Final = {rule.body: kind for kind, rule in _RULES.items()}
+
+MAY_SEND: Final[dict[State, frozenset[Kind]]] = {
+    State.STARTED: frozenset({Kind.WELCOME, Kind.LOG, Kind.FAILED}),
+    State.WELCOMED: frozenset({Kind.READY, Kind.FAILED, Kind.DESCRIPTION, Kind.LOG, Kind.ENDED}),
+    State.READY: frozenset(
+        {Kind.SERVING, Kind.FAILED, Kind.LOG, Kind.VERDICT, Kind.ENDED, Kind.STATISTICS}
+    ),
+    State.SERVING: frozenset(
+        {
+            Kind.LOG, Kind.STATISTICS, Kind.BACKING_OPEN, Kind.BACKING_CLOSE, Kind.INVALIDATE,
+            Kind.ENDED,
+        }
+    ),
+    State.ENDED: frozenset(),
+}  # fmt: skip
+"""What a server may send in each state."""
+
+
+class Message(NamedTuple):
+    """A message with its descriptors, which belong to whoever got it."""
+
+    serial: int
+    body: Body
+    fds: tuple[int, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """What it is."""
+        return _KINDS[type(self.body)]
+
+
+def encode(body: Body, serial: int = 0) -> bytes:
+    """The packet for a message. Texts that are too long are cut.
+
+    Raises:
+        ValueError: a list is too long, or the whole is.
+    """
+    packet = bytearray(_HEADER.pack(_KINDS[type(body)], 0, serial))
+    put(packet, body)
+    if len(packet) > MAX_MESSAGE:
+        raise ValueError(f"a message of {len(packet)} bytes")
+    return bytes(packet)
+
+
+def decode(packet: bytes, fds: tuple[int, ...] = ()) -> Message:
+    """A packet as a message. The descriptors stay the caller's if this raises.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    if len(packet) < _HEADER.size:
+        raise ProtocolError(f"a message of {len(packet)} bytes")
+    number, flags, serial = _HEADER.unpack_from(packet)
+    try:
+        kind = Kind(number)
+    except ValueError:
+        raise ProtocolError(f"a message of unknown kind {number}") from None
+    rule = _RULES[kind]
+    if flags:
+        raise ProtocolError(f"{kind.name}: unknown flags {flags:#x}")
+    if len(fds) not in rule.fds:
+        raise ProtocolError(f"{kind.name}: with {len(fds)} descriptors")
+    cursor = Cursor(packet, _HEADER.size, kind.name)
+    body = take(cursor, rule.body)
+    if cursor.position != len(packet):
+        raise ProtocolError(f"{kind.name}: {len(packet) - cursor.position} bytes too many")
+    return Message(serial, body, fds)
