@@ -52,7 +52,8 @@ class FileSource:
     Args:
         fd: open for reading.
         offset: first byte of the window in the file.
-        size: bytes in the window; None = to the end of the file.
+        size: bytes in the window; None = to the end of the file. Where it is given, nothing but
+            reads are done on the descriptor: a sandbox may have no more than that.
         before_wait: called before a read that is not in the page cache, and so may wait for the
             medium. A transport uses it to let another worker take requests meanwhile.
     """
@@ -65,9 +66,8 @@ class FileSource:
         *,
         before_wait: Callable[[], None] | None = None,
     ) -> None:
-        total = device_size(fd)
         if size is None:
-            size = max(0, total - offset)
+            size = max(0, device_size(fd) - offset)
         self.fd = fd
         self.offset = offset
         self.size = size

@@ -31,6 +31,12 @@ class Server:
     type: str
     operations: Operations
     read_only: bool
+    offset: int
+    """Where the filesystem begins in the image, bytes."""
+    length: int
+    """Bytes of the image, from ``offset`` on, that belong to it."""
+    block_size: int
+    """Bytes of its blocks."""
     info: dict[str, Any]
     """What ``penstock info --json`` shows of the filesystem."""
     warnings: tuple[str, ...] = field(default=())

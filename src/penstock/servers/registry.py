@@ -43,13 +43,16 @@ def server_options(type: str) -> tuple[ServerOption, ...]:
     return OPTIONS
 
 
-def open_server(fd: int, type: str | None = None, options: Mapping[str, str] = {}) -> Server:
+def open_server(
+    fd: int, type: str | None = None, options: Mapping[str, str] = {}, *, size: int | None = None
+) -> Server:
     """Open the filesystem in an image.
 
     Args:
         fd: the image, open for reading; must stay open as long as the server lives.
         type: ``ext4`` (or ``ext2``, ``ext3``); None = found out.
         options: the server's ``-o`` words; those without value have an empty one.
+        size: bytes of the image; None = asked of the descriptor.
 
     Raises:
         UnknownImage: no server is there for what the image is.
@@ -62,8 +65,8 @@ def open_server(fd: int, type: str | None = None, options: Mapping[str, str] = {
     from penstock.servers.ext4 import open_ext4, parse_options  # noqa: PLC0415
 
     parsed = parse_options(options)
-    offset, size = _window(fd, parsed.partition)
-    source = FileSource(fd, offset, size)
+    total = device_size(fd) if size is None else size
+    source = FileSource(fd, *_window(FileSource(fd, 0, total), parsed.partition))
     found = detect(source)
     if found.type not in _ALIASES:
         raise UnknownImage(_describe(found, source.size, parsed.partition))
@@ -75,14 +78,14 @@ def open_server(fd: int, type: str | None = None, options: Mapping[str, str] = {
         raise error.__class__(f"partition {parsed.partition}: {error}") from error
 
 
-def _window(fd: int, number: int | None) -> tuple[int, int | None]:
+def _window(image: FileSource, number: int | None) -> tuple[int, int]:
     """Offset and size in bytes of the partition; the whole image if None."""
-    total = device_size(fd)
+    total = image.size
     if total == 0:
         raise UnknownImage("is empty")
     if number is None:
-        return 0, None
-    table = read_partitions(FileSource(fd))
+        return 0, total
+    table = read_partitions(image)
     if table is None:
         raise UnknownImage(f"has no partition table, so no partition {number}")
     for partition in table.partitions:

@@ -364,4 +364,13 @@ def open_ext4(source: FileSource, options: Ext4Options) -> Server:
         raise CorruptImage(f"the root (inode {_ROOT_INO}) is not a directory")
     operations = Ext4Server(reader, source, options)
     info: dict[str, Any] = describe(reader)
-    return Server("ext4", operations, True, info, tuple(reader.warnings))
+    return Server(
+        type="ext4",
+        operations=operations,
+        read_only=True,
+        offset=source.offset,
+        length=source.size,
+        block_size=reader.block_size,
+        info=info,
+        warnings=tuple(reader.warnings),
+    )
