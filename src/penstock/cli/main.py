@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from penstock.cli.errors import ExitCode, Failure, explain, where
 from penstock.cli.streams import check_output, discard, open_streams, say
 
-__all__ = ["main"]
+__all__ = ["guarded", "main"]
 
 _USAGE: Final = """\
 usage: penstock COMMAND [ARGUMENT…]
@@ -41,11 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     open_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words:
+        say(_usage().rstrip())
+        return ExitCode.USAGE
+    return guarded(lambda: _run(words[0], words[1:]))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Do the work of a program; its exit code, and one line on stderr for whatever it raises."""
     try:
-        if not words:
-            say(_usage().rstrip())
-            return ExitCode.USAGE
-        code = _run(words[0], words[1:])
+        code = work()
         sys.stdout.flush()
     except Failure as failure:
         return _fail(str(failure), failure.code)
@@ -87,6 +92,10 @@ def _run(name: str, words: list[str]) -> int:
         if command.name == name:
             break
     else:
+        if name.startswith("/") and words:  # as libfuse's helper for mount(8) calls us
+            from penstock.cli.helper import run_for_fuse
+
+            return run_for_fuse([name, *words])
         what = "option" if name.startswith("-") else "command"
         raise Failure(f"{name}: no such {what} (see penstock --help)", ExitCode.USAGE)
     from importlib import import_module
@@ -100,15 +109,16 @@ def _run(name: str, words: list[str]) -> int:
         return ExitCode.OK
     if command.prints:
         check_output()
-    module = import_module(f"penstock.cli.commands.{name}")
+    module = import_module(f"penstock.cli.commands.{name.replace('-', '_')}")
     return int(module.run(parsed))
 
 
 def _usage() -> str:
     from penstock.cli.options import COMMANDS
 
+    width = max(len(command.name) for command in COMMANDS) + 2
     return _USAGE.format(
-        commands="\n".join(f"  {command.name:<8}{command.summary}" for command in COMMANDS)
+        commands="\n".join(f"  {command.name:<{width}}{command.summary}" for command in COMMANDS)
     )
 
 
