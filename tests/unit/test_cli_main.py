@@ -23,7 +23,7 @@ from penstock.cli.images import Target, open_source, targets
 from penstock.cli.logs import configure_logging, log_to_syslog
 from penstock.cli.main import main
 
-COMMANDS = ["mount", "umount", "list", "stats", "info", "ls", "cat", "cp", "doctor"]
+COMMANDS = ["mount", "umount", "list", "clean", "stats", "info", "ls", "cat", "cp", "doctor"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

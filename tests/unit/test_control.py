@@ -344,7 +344,7 @@ def fake_mount(rec: Record, **changes: Any) -> mountinfo.MountInfo:
         "options": "ro",
         "fstype": "fuse.penstock",
         "source": rec.source,
-        "super_options": "ro",
+        "super_options": f"ro,user_id={UID},group_id=0",
     }
     return mountinfo.MountInfo(**(fields | changes))
 
@@ -369,6 +369,8 @@ def test_states(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert states() == [State.DETACHED]
         table[:] = [fake_mount(rec, fstype="tmpfs")]
         assert states() == [State.DETACHED]
+        table[:] = [fake_mount(rec, super_options=f"ro,user_id={UID + 1}")]
+        assert states() == [State.DETACHED]  # somebody else's mount is none of ours
         table[:] = [fake_mount(rec)]
         monkeypatch.setattr("penstock.control.record.process_start_time", lambda _: None)
         assert states() == [State.STALE]

@@ -82,7 +82,7 @@ def _without_effect() -> list[str]:
 
 def _command(command: Command) -> Iterator[str]:
     positional = [a for a in command.arguments if a.shape not in _WITH_FLAGS]
-    words = [f"{a.names[0]}…" if a.shape is Shape.SOME else a.names[0] for a in positional]
+    words = [_placeholder(a) for a in positional]
     yield from ("", f"## penstock {command.name}", "")
     yield f"`penstock {command.name} {' '.join([*words, '[OPTION…]'])}`"
     yield from (
@@ -92,6 +92,11 @@ def _command(command: Command) -> Iterator[str]:
     yield from ("", "| Argument | Meaning |", "|---|---|")
     for argument in command.arguments:
         yield f"| {_argument(argument)} | {argument.help} |"
+
+
+def _placeholder(argument: Argument) -> str:
+    name = argument.names[0]
+    return {Shape.SOME: f"{name}…", Shape.ANY: f"[{name}…]"}.get(argument.shape, name)
 
 
 _WITH_FLAGS = {Shape.FLAG, Shape.VALUE, Shape.REPEATED}

@@ -1,15 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the mount that a user means, without touching it."""
+"""Finding the mount that a user means, and mounts whose server has died, without touching any."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NamedTuple
 
 from penstock.cli.errors import ExitCode, Failure, explain
-from penstock.control import Listed, find_record
-from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
+from penstock.control import Listed, State, find_record, records, remove_record
+from penstock.sys.devfuse import unserved
+from penstock.sys.mountinfo import MountInfo, find_mount, mounts, resolve_parent
+from penstock.sys.unmount import detach, find_fuse_mount
 
-__all__ = ["our_mount"]
+__all__ = [
+    "Stale",
+    "our_mount",
+    "remove_stale",
+    "replace_stale",
+    "resolved_mount",
+    "stale_mounts",
+]
+
+
+class Stale(NamedTuple):
+    """A mount whose server has died: whoever uses it gets ENOTCONN."""
+
+    mount: MountInfo
+    listed: Listed | None
+    """None: it has no record."""
 
 
 def our_mount(path: str, code: ExitCode) -> tuple[MountInfo, Listed | None]:
@@ -20,6 +40,22 @@ def our_mount(path: str, code: ExitCode) -> tuple[MountInfo, Listed | None]:
     Raises:
         Failure: with ``code``: nothing is mounted there, or something that is not penstock's.
     """
+    entry = resolved_mount(path, code)
+    listed = find_record(entry)
+    if listed is None and not _looks_like_ours(entry):
+        raise Failure(f"{path}: is mounted, but not by penstock ({entry.fstype})", code)
+    owner = entry.user_id
+    if listed is None and owner is not None and os.geteuid() not in {0, owner}:
+        raise Failure(f"{path}: {_user_name(owner)} mounted it; ask them or use sudo", code)
+    return entry, listed
+
+
+def resolved_mount(path: str, code: ExitCode) -> MountInfo:
+    """The topmost mount on ``path``, or where a symbolic link there leads.
+
+    Raises:
+        Failure: with ``code``: nothing is mounted there.
+    """
     if not path or "\0" in path:
         raise Failure(f"{path!r}: is no path", ExitCode.USAGE)
     try:
@@ -29,13 +65,73 @@ def our_mount(path: str, code: ExitCode) -> tuple[MountInfo, Listed | None]:
     if entry is None:
         where = "is not mounted" if _exists(path) else "no such mount point"
         raise Failure(f"{path}: {where} (penstock list shows what is)", code)
-    listed = find_record(entry)
-    if listed is None and not _looks_like_ours(entry):
-        raise Failure(f"{path}: is mounted, but not by penstock ({entry.fstype})", code)
-    owner = _owner(entry)
-    if listed is None and owner is not None and os.geteuid() not in {0, owner}:
-        raise Failure(f"{path}: {_user_name(owner)} mounted it; ask them or use sudo", code)
-    return entry, listed
+    return entry
+
+
+def stale_mounts(listed: Iterable[Listed]) -> list[Stale]:
+    """The mounts of the caller whose server has died, for root those of everybody.
+
+    One without a record counts only where it is certain that nobody serves it, which root alone
+    can tell (see :func:`penstock.sys.devfuse.unserved`).
+
+    Args:
+        listed: what :func:`penstock.control.records` gave.
+    """
+    known = list(listed)
+    found = [Stale(e.mount, e) for e in known if e.state is State.STALE and e.mount is not None]
+    with_record = {item.mount.mount_id for item in known if item.mount is not None}
+    alive = {item.record.connection for item in known if item.state is not State.STALE}
+    others = [
+        entry
+        for entry in mounts()
+        if _looks_like_ours(entry) and entry.mount_id not in with_record
+        if entry.minor not in alive
+    ]
+    dead = unserved({entry.minor for entry in others})
+    return found + [Stale(entry, None) for entry in others if entry.minor in dead]
+
+
+def remove_stale(stale: Stale) -> bool:
+    """Take a stale mount out of the tree, with its record.
+
+    Returns:
+        False if it was left: something is mounted on top of it, or above it.
+
+    Raises:
+        OSError: the caller may not unmount it.
+    """
+    entry = stale.mount
+    detach(entry.mount_id, entry.minor, entry.mountpoint)
+    if find_fuse_mount(entry.mount_id, entry.minor) is not None:
+        return False
+    if stale.listed is not None:
+        with suppress(OSError):
+            remove_record(stale.listed)
+    return True
+
+
+def replace_stale(target: str) -> bool:
+    """Take away a stale mount of the caller's own at a mount point, so that it can be used again.
+
+    Args:
+        target: the absolute path of the mount point, as the mount table has it.
+
+    Returns:
+        Whether there was one and it has gone.
+
+    Raises:
+        OSError: it cannot be taken away.
+    """
+    replaced = False
+    while (entry := find_mount(target)) is not None and entry.fstype.startswith("fuse"):
+        if os.geteuid() not in {0, entry.user_id}:
+            break
+        same = (s for s in stale_mounts(records()) if s.mount.mount_id == entry.mount_id)
+        stale = next(same, None)
+        if stale is None or not remove_stale(stale):
+            break
+        replaced = True
+    return replaced
 
 
 def _behind_symlink(path: str) -> MountInfo | None:
@@ -55,15 +151,6 @@ def _exists(path: str) -> bool:
 
 def _looks_like_ours(entry: MountInfo) -> bool:
     return entry.fstype == "fuse.penstock"
-
-
-def _owner(entry: MountInfo) -> int | None:
-    """The user who mounted it, as the kernel shows it."""
-    for word in entry.super_options.split(","):
-        name, _, value = word.partition("=")
-        if name == "user_id" and value.isdecimal():
-            return int(value)
-    return None
 
 
 def _user_name(uid: int) -> str:

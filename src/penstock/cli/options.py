@@ -173,14 +173,33 @@ COMMANDS: Final[tuple[Command, ...]] = (
                 Shape.FLAG,
                 "detach now, end when nobody uses it any more",
             ),
+            Argument(
+                ("--abort",),
+                Shape.FLAG,
+                "end it at once, although it hangs or is in use; its users get errors",
+            ),
         ),
+        "The mount point itself is never looked at, so a server that does not answer holds up none "
+        "of this. With --abort a server that does not end by itself is killed.",
     ),
     Command(
         "list",
         "list the mounts, also those whose server has died",
-        (_JSON,),
-        "Shows your own mounts; root sees everybody's. STATE is mounted, stale (the server has "
-        "died; umount it) or detached (unmounted lazily, still in use).",
+        (Argument(("--stale",), Shape.FLAG, "only those whose server has died"), _JSON),
+        "Shows your own mounts; root sees everybody's, and also stale ones of which no record is "
+        "left. STATE is mounted, stale (the server has died; penstock clean removes it) or "
+        "detached (unmounted lazily, still in use).",
+        prints=True,
+    ),
+    Command(
+        "clean",
+        "remove what died and was left: mounts without a server, their records and sockets",
+        (
+            Argument(("MOUNTPOINT",), Shape.ANY, "a stale mount (default: all of them)"),
+            Argument(("-n", "--dry-run"), Shape.FLAG, "only say what would be done"),
+        ),
+        "Cleans up after yourself; root after everybody. Mounts that are served are not touched, "
+        "nor is any mount of which that is not certain. Each thing done is one line of output.",
         prints=True,
     ),
     Command(

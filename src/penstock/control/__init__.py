@@ -3,18 +3,21 @@
 
 ``ControlServer`` runs in the process that serves a mount; :func:`records` lists mounts, also those
 whose server has died; ``ControlClient`` asks one for its statistics or to unmount.
-``protocol.py`` has the messages, ``directory.py`` says where the files lie and why that is safe.
+``protocol.py`` has the messages, ``directory.py`` says where the files lie and why that is safe,
+``leftovers.py`` finds those that nobody needs any more.
 
 Nothing here knows what a filesystem is: what the methods do is up to the handlers given.
 """
 
 from penstock.control.client import ControlClient
 from penstock.control.directory import runtime_directory
-from penstock.control.protocol import PING, STATS, UNMOUNT, ControlError, ProtocolError
+from penstock.control.leftovers import Leftover, leftovers, remove_leftover
+from penstock.control.protocol import ABORT, PING, STATS, UNMOUNT, ControlError, ProtocolError
 from penstock.control.record import Listed, Record, State, find_record, records, remove_record
 from penstock.control.server import ControlServer, Handler
 
 __all__ = [
+    "ABORT",
     "PING",
     "STATS",
     "UNMOUNT",
@@ -22,12 +25,15 @@ __all__ = [
     "ControlError",
     "ControlServer",
     "Handler",
+    "Leftover",
     "Listed",
     "ProtocolError",
     "Record",
     "State",
     "find_record",
+    "leftovers",
     "records",
+    "remove_leftover",
     "remove_record",
     "runtime_directory",
 ]

@@ -17,6 +17,7 @@ import json
 from typing import Any, Final, NamedTuple
 
 __all__ = [
+    "ABORT",
     "INTERFACE",
     "INTERFACE_TEXT",
     "MAX_REPLY",
@@ -39,6 +40,7 @@ INTERFACE: Final = "org.penstock.Mount"
 STATS: Final = "org.penstock.Mount.Stats"
 UNMOUNT: Final = "org.penstock.Mount.Unmount"
 PING: Final = "org.penstock.Mount.Ping"
+ABORT: Final = "org.penstock.Mount.Abort"
 
 METHOD_NOT_FOUND: Final = "org.varlink.service.MethodNotFound"
 
@@ -57,6 +59,9 @@ method Stats() -> (statistics: object)
 
 # Ask the server to unmount and to end. With lazy the mount is detached even while it is in use.
 method Unmount(lazy: ?bool) -> ()
+
+# Ask the server to end the connection and itself at once: whoever uses the mount gets errors.
+method Abort() -> ()
 
 # Whether the server's control thread lives.
 method Ping() -> (pid: int)

@@ -29,11 +29,15 @@ _MAX_RECORDS: Final = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is known of one mount."""
+    """What is known of one mount.
+
+    Fields with a default came later; records without them are read all the same.
+    """
 
     pid: int
+    """The process that answers for the mount: the one with the control socket."""
     start_time: int
-    """Of the process, clock ticks since boot."""
+    """Of that process, clock ticks since boot."""
     mount_id: int
     """As in mountinfo; 0 if not known."""
     connection: int
@@ -43,6 +47,8 @@ class Record:
     type: str
     started: float
     """When it was mounted, seconds since 1970."""
+    keeper: int = 0
+    """The process that unmounts when this one dies; 0: there is none."""
 
     @classmethod
     def of_this_process(
@@ -54,8 +60,9 @@ class Record:
         source: str,
         type: str,
         started: float,
+        keeper: int = 0,
     ) -> Record:
-        """A record of a mount that this process serves."""
+        """A record of a mount that this process answers for."""
         pid = os.getpid()
         return cls(
             pid=pid,
@@ -66,6 +73,7 @@ class Record:
             source=source,
             type=type,
             started=started,
+            keeper=keeper,
         )
 
     @property
@@ -92,6 +100,8 @@ class Listed(NamedTuple):
     directory: str
     uid: int
     """Whose mount it is."""
+    mount: MountInfo | None = None
+    """The mount as the kernel lists it; None if it is not in this mount namespace."""
 
 
 def socket_name(record: Record) -> str:
@@ -129,63 +139,77 @@ def remove_record(listed: Listed) -> None:
     remove_if_empty(listed.directory)
 
 
-def records(directories: Iterable[tuple[str, int]] | None = None) -> list[Listed]:
+def records(
+    directories: Iterable[tuple[str, int]] | None = None, *, tidy: bool = True
+) -> list[Listed]:
     """The mounts that the caller may see, oldest first.
 
-    Records whose server and mount have both gone are removed on the way. Directories and files that
-    are not safe to use are left out.
+    Directories and files that are not safe to use are left out.
 
     Args:
         directories: (path, owner's uid) pairs to look into; default: all that are visible.
+        tidy: remove records whose server and mount have both gone.
     """
     mounted = mounts()
     found: list[Listed] = []
     for directory, uid in all_directories() if directories is None else directories:
         with suppress(OSError), open_directory(directory, uid) as fd:
             for record in _read_records(fd, uid):
-                state = _state(record, mounted)
-                if state is not None:
-                    found.append(Listed(record, state, directory, uid))
-                else:
+                listed = listed_as(record, directory, uid, mounted)
+                if listed is not None:
+                    found.append(listed)
+                elif tidy:
                     with suppress(OSError):
                         unlink_files(fd, record)
     return sorted(found, key=lambda item: item.record.started)
 
 
+def listed_as(
+    record: Record, directory: str, uid: int, mounted: Iterable[MountInfo]
+) -> Listed | None:
+    """What has become of a mount; None if both it and its server have gone.
+
+    Args:
+        record: read from ``directory``, which belongs to ``uid``.
+        mounted: the mount table.
+    """
+    alive = process_start_time(record.pid) == record.start_time
+    own = [entry for entry in mounted if _is_mount_of(record, uid, entry)]
+    own.sort(key=lambda entry: entry.mount_id == record.mount_id)
+    if own:
+        return Listed(record, State.MOUNTED if alive else State.STALE, directory, uid, own[-1])
+    return Listed(record, State.DETACHED, directory, uid) if alive else None
+
+
 def find_record(entry: MountInfo) -> Listed | None:
     """The record of a mount found in mountinfo, if it is one of the caller's."""
     for listed in records():
-        if _is_mount_of(listed.record, entry):
+        if _is_mount_of(listed.record, listed.uid, entry):
             return listed
     return None
 
 
-def _state(record: Record, mounted: Iterable[MountInfo]) -> State | None:
-    alive = process_start_time(record.pid) == record.start_time
-    attached = any(_is_mount_of(record, entry) for entry in mounted)
-    if alive:
-        return State.MOUNTED if attached else State.DETACHED
-    return State.STALE if attached else None
-
-
-def _is_mount_of(record: Record, entry: MountInfo) -> bool:
-    # Device numbers and mount ids are used again, hence two of three.
+def _is_mount_of(record: Record, uid: int, entry: MountInfo) -> bool:
+    # Device numbers and mount ids are used again, hence two of three. And nobody's record may speak
+    # for a mount of somebody else, which root would then take for a dead one.
     return (
         (entry.major, entry.minor) == (0, record.connection)
         and entry.fstype.startswith("fuse")
         and (entry.mount_id == record.mount_id or entry.mountpoint == record.mountpoint)
+        and entry.user_id == uid
     )
 
 
 def _read_records(fd: int, uid: int) -> Iterator[Record]:
     for name in sorted(os.listdir(fd))[:_MAX_RECORDS]:
         if name.endswith(".json") and not name.startswith("."):
-            record = _read_record(fd, name, uid)
+            record = read_record(fd, name, uid)
             if record is not None:
                 yield record
 
 
-def _read_record(fd: int, name: str, uid: int) -> Record | None:
+def read_record(fd: int, name: str, uid: int) -> Record | None:
+    """The record in a file of ``uid``'s directory ``fd``; None if it is none."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         with open(os.open(name, flags, dir_fd=fd), "rb") as file:
@@ -205,7 +229,7 @@ def _record_of(fields: Any) -> Record | None:
         return None
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Record):
-        value = fields.get(field.name)
+        value = fields.get(field.name, field.default)
         if not _fits(value, field.type):
             return None
         values[field.name] = value

@@ -3,10 +3,10 @@
 
 The only place with ctypes (``libc.py``). ``mount.py`` mounts, ``mountinfo.py`` finds mounts without
 touching them, ``devfuse.py`` is the FUSE device, ``fusermount.py`` the helper for callers without
-privilege, ``process.py`` tells processes apart, ``spawn.py`` starts one in namespaces of its own,
-``files.py`` is what ``os`` lacks about files, ``inuse.py`` tells who else may write to an image,
-``notify.py`` speaks to the service manager, ``probe.py`` tells what only a try can. Each is imported
-by who needs it.
+privilege, ``unmount.py`` takes mounts away, ``process.py`` tells processes apart, ``spawn.py``
+starts one in namespaces of its own, ``files.py`` is what ``os`` lacks about files, ``inuse.py``
+tells who else may write to an image, ``notify.py`` speaks to the service manager, ``probe.py``
+tells what only a try can. Each is imported by who needs it.
 """
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "probe",
     "process",
     "spawn",
+    "unmount",
 ]

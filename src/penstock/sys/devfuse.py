@@ -8,12 +8,17 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Collection, Iterator
+from typing import Final
 
 from penstock.abi.fuse import DEV_IOC_CLONE, DEV_IOC_SYNC_INIT
 
-__all__ = ["DEVICE", "clone", "find_server", "open_device", "sync_init"]
+__all__ = ["DEVICE", "clone", "find_server", "open_device", "sync_init", "unserved"]
 
 DEVICE = "/dev/fuse"
+
+_FIRST_PID_NAMESPACE: Final = 0xEFFF_FFFC
+"""PROC_PID_INIT_INO of <linux/proc_ns.h>."""
 
 
 def open_device(*, nonblock: bool = True) -> int:
@@ -67,20 +72,69 @@ def find_server(connection: int) -> int | None:
     Args:
         connection: minor device number of the mount.
     """
-    wanted = b"fuse_connection:\t%d\n" % connection
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
+    for pid in _processes():
         with contextlib.suppress(OSError):  # ended meanwhile, or another user's
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                if _is_served(f"/proc/{pid}", fd, wanted):
-                    return int(pid)
+            if connection in _connections(pid):
+                return int(pid)
     return None
 
 
-def _is_served(process: str, fd: str, wanted: bytes) -> bool:
+def unserved(connections: Collection[int]) -> set[int]:
+    """Those of ``connections`` of which it is certain that no process serves them.
+
+    That takes sight of all processes there are: root in the first pid namespace. To others, and on
+    a kernel that does not say which connection a descriptor belongs to, nothing is certain.
+
+    Args:
+        connections: minor device numbers of mounts.
+    """
+    left = set(connections)
+    if not left or not _sees_all_processes():
+        return set()
+    for pid in _processes():
+        try:
+            found = _connections(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError:
+            return set()
+        if None in found:
+            return set()
+        left -= found
+    return left
+
+
+def _processes() -> Iterator[str]:
+    return filter(str.isdecimal, os.listdir("/proc"))
+
+
+def _sees_all_processes() -> bool:
     try:
-        if os.readlink(f"{process}/fd/{fd}") != DEVICE:
-            return False
-        with open(f"{process}/fdinfo/{fd}", "rb") as file:
-            return wanted in file.read(4096)
+        return os.geteuid() == 0 and os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
     except OSError:
         return False
+
+
+def _connections(pid: str) -> set[int | None]:
+    """The connections of a process's descriptors; None stands for one that does not say which.
+
+    Raises:
+        OSError: the process has ended, or is not the caller's to look at.
+    """
+    found: set[int | None] = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        # The path is as the caller sees it: a /dev of another mount namespace may lack its name.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # closed meanwhile
+            if os.readlink(f"/proc/{pid}/fd/{fd}").endswith("/fuse"):
+                found |= _connection(f"/proc/{pid}/fdinfo/{fd}")
+    return found
+
+
+def _connection(fdinfo: str) -> set[int | None]:
+    with open(fdinfo, "rb") as file:
+        lines = file.read(4096).split(b"\n")
+    for line in lines:
+        name, _, value = line.partition(b":")
+        if name == b"fuse_connection":
+            return {int(value)}
+    return {None}

@@ -4,14 +4,21 @@
 Looking a mount point up by path would send a request into the mounted filesystem, whose server
 may be the very thing that hangs. So targets are found here: the path of the mount point's parent
 is resolved, its last component is not.
+
+Facts about the table
+    - Its order is no order of covering: newer kernels list by the time at which a mount was made,
+      and one made detached may be attached on top of another made after it. What covers what is
+      told by the parents alone.
+    - A mount below one that was covered keeps its line, although no path leads to it any more.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-__all__ = ["MountInfo", "find_mount", "mounts", "resolve_parent"]
+__all__ = ["MountInfo", "find_mount", "mounts", "resolve_parent", "topmost"]
 
 
 class MountInfo(NamedTuple):
@@ -27,6 +34,15 @@ class MountInfo(NamedTuple):
     fstype: str
     source: str
     super_options: str
+
+    @property
+    def user_id(self) -> int | None:
+        """The user who made a FUSE mount; None for other filesystems."""
+        for word in self.super_options.split(","):
+            name, _, value = word.partition("=")
+            if name == "user_id" and value.isdecimal():
+                return int(value)
+        return None
 
 
 def _unescape(word: str) -> str:
@@ -67,9 +83,11 @@ def mounts() -> list[MountInfo]:
 def resolve_parent(path: str) -> str:
     """The absolute path of a mount point without touching the mount point itself.
 
-    ``.`` and ``..`` as last component have no name to split off, and are resolved wholly.
+    ``..`` as last component has no name to split off, and is resolved wholly.
     """
     path = path.rstrip("/") or "/"
+    if path == ".":  # which may be a directory of a mount that hangs: the kernel knows its path
+        return os.getcwd()
     head, tail = os.path.split(path)
     if tail in ("", ".", ".."):
         return os.path.realpath(path)
@@ -78,9 +96,41 @@ def resolve_parent(path: str) -> str:
 
 def find_mount(path: str) -> MountInfo | None:
     """The topmost mount on ``path``, or None; nothing on or below ``path`` is touched."""
-    target = resolve_parent(path)
-    found = None
-    for entry in mounts():
-        if entry.mountpoint == target:
-            found = entry
+    return topmost(mounts(), resolve_parent(path))
+
+
+def topmost(table: Iterable[MountInfo], target: str) -> MountInfo | None:
+    """The mount to which a path leads as its mount point.
+
+    Args:
+        table: all mounts.
+        target: an absolute path without symbolic links.
+
+    Returns:
+        None where nothing is mounted on the path itself, or what is has been covered further up.
+    """
+    entries = list(table)
+    known = {entry.mount_id for entry in entries}
+    children: dict[tuple[int, str], MountInfo] = {}
+    for entry in entries:
+        inside = entry.parent_id in known and entry.parent_id != entry.mount_id
+        children[entry.parent_id if inside else _OUTSIDE, entry.mountpoint] = entry
+    at, found = _OUTSIDE, None
+    for prefix in _prefixes(target):
+        found = None
+        while (child := children.pop((at, prefix), None)) is not None:
+            at, found = child.mount_id, child
     return found
+
+
+_OUTSIDE = -1
+"""Stands for the mount on which the root of this process lies, which the table need not show."""
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """``/``, ``/a``, ``/a/b`` for ``/a/b``."""
+    yield "/"
+    words = path.strip("/").split("/")
+    for count in range(1, len(words) + 1):
+        if words[0]:
+            yield "/" + "/".join(words[:count])

@@ -15,7 +15,7 @@ from penstock.sys.process import process_name
 
 __all__ = ["run"]
 
-_SECONDS: Final = 2.0
+_SECONDS: Final = 1.0
 
 
 def run(arguments: argparse.Namespace) -> int:

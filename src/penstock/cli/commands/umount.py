@@ -3,6 +3,10 @@
 
 The mount point is never touched: the mount is found in mountinfo and taken away with
 UMOUNT_NOFOLLOW, so a server that does not answer cannot hold this up.
+
+``--abort`` asks whoever answers for the mount to end it. If that gets no answer, the connection is
+ended through fusectl where the caller may, and the process is killed: with its descriptors the
+connection ends in any case.
 """
 
 from __future__ import annotations
@@ -15,24 +19,33 @@ import signal
 import time
 from typing import Final
 
-from penstock.abi.mount import UmountFlag
 from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.cli.mounts import our_mount
-from penstock.control import Listed, State, remove_record
-from penstock.sys.fusermount import fusermount_unmount
-from penstock.sys.mount import umount
+from penstock.control import (
+    ABORT,
+    ControlClient,
+    ControlError,
+    Listed,
+    ProtocolError,
+    Record,
+    State,
+    remove_record,
+)
 from penstock.sys.mountinfo import MountInfo
 from penstock.sys.process import (
+    kill_process,
     process_name,
     process_start_time,
     process_state,
     wait_process_exit,
 )
+from penstock.sys.unmount import abort_connection, detach, find_fuse_mount, unmount
 
 __all__ = ["run"]
 
 _EXIT_SECONDS: Final = 10.0
 _LAZY_SECONDS: Final = 1.0
+_ABORT_SECONDS: Final = 0.5
 _SEARCH_SECONDS: Final = 1.0
 _SHOWN: Final = 5
 
@@ -40,40 +53,32 @@ _SHOWN: Final = 5
 def run(arguments: argparse.Namespace) -> int:
     """Unmount each; stops at the first that fails."""
     for path in arguments.mountpoint:
-        _unmount(path, lazy=arguments.lazy)
+        entry, listed = our_mount(path, ExitCode.MOUNT)
+        if arguments.abort:
+            _abort(path, entry, listed)
+        else:
+            _unmount(path, entry, listed, lazy=arguments.lazy)
     return ExitCode.OK
 
 
-def _unmount(path: str, *, lazy: bool) -> None:
-    entry, listed = our_mount(path, ExitCode.MOUNT)
+def _unmount(path: str, entry: MountInfo, listed: Listed | None, *, lazy: bool) -> None:
     try:
-        _take_away(entry, lazy=lazy)
+        unmount(entry.mountpoint, lazy=lazy)
     except OSError as error:
         raise Failure(_reason(path, entry, error), ExitCode.MOUNT) from error
     if listed is None:
         return
     if listed.state is State.STALE:
-        with contextlib.suppress(OSError):
-            remove_record(listed)
-        return
-    _wait(path, listed, lazy=lazy)
-
-
-def _take_away(entry: MountInfo, *, lazy: bool) -> None:
-    flags = UmountFlag.NOFOLLOW | (UmountFlag.DETACH if lazy else UmountFlag(0))
-    try:
-        umount(entry.mountpoint, flags)
-    except OSError as error:
-        if error.errno != errno.EPERM:
-            raise
-        fusermount_unmount(entry.mountpoint, lazy=lazy)
+        _forget(listed)
+    else:
+        _wait(path, listed, lazy=lazy)
 
 
 def _wait(path: str, listed: Listed, *, lazy: bool) -> None:
     """Wait for the end of the server; a lazily detached one may live on while it is in use."""
     record = listed.record
     # One that was stopped cannot end. Its mount is gone, so nothing is lost by letting it run.
-    if process_state(record.pid) == "T" and process_start_time(record.pid) == record.start_time:
+    if _is_stopped(record):
         with contextlib.suppress(OSError):
             os.kill(record.pid, signal.SIGCONT)
     seconds = _LAZY_SECONDS if lazy else _EXIT_SECONDS
@@ -85,11 +90,61 @@ def _wait(path: str, listed: Listed, *, lazy: bool) -> None:
         )
 
 
+def _abort(path: str, entry: MountInfo, listed: Listed | None) -> None:
+    """End a mount whatever state its server is in."""
+    ended = (listed is not None and _asked_to_end(listed)) or abort_connection(entry.minor)
+    try:
+        detach(entry.mount_id, entry.minor, entry.mountpoint)
+    except OSError as error:
+        raise Failure(f"{path}: {explain(error)}", ExitCode.MOUNT) from error
+    if listed is not None:
+        ended = _end_process(listed.record) or ended
+        _forget(listed)
+    if find_fuse_mount(entry.mount_id, entry.minor) is not None:
+        raise Failure(f"{path}: is covered by another mount, and was left", ExitCode.MOUNT)
+    if not ended:
+        raise Failure(
+            f"{path}: unmounted, but its connection cannot be ended: whoever uses it still waits",
+            ExitCode.SYSTEM,
+        )
+
+
+def _asked_to_end(listed: Listed) -> bool:
+    """Whether the process that answers for a mount has agreed to end it."""
+    if listed.state is State.STALE or _is_stopped(listed.record):
+        return False
+    try:
+        ControlClient(listed).call(ABORT, timeout=_ABORT_SECONDS)
+    except (OSError, ControlError, ProtocolError):
+        return False
+    return True
+
+
+def _end_process(record: Record) -> bool:
+    """Wait for the end of a process whose mount has gone, and kill it if that takes long."""
+    patience = 0.0 if _is_stopped(record) else _ABORT_SECONDS
+    with contextlib.suppress(OSError):
+        if wait_process_exit(record.pid, record.start_time, patience):
+            return True
+        kill_process(record.pid, record.start_time)
+        return wait_process_exit(record.pid, record.start_time, _ABORT_SECONDS)
+    return False
+
+
+def _is_stopped(record: Record) -> bool:
+    return process_state(record.pid) == "T" and process_start_time(record.pid) == record.start_time
+
+
+def _forget(listed: Listed) -> None:
+    with contextlib.suppress(OSError):
+        remove_record(listed)
+
+
 def _reason(path: str, entry: MountInfo, error: OSError) -> str:
     if error.errno == errno.EBUSY:
         users = _users_of(entry.mountpoint)
         who = f": in use by {', '.join(users)}" if users else ""
-        return f"{path}: is busy{who} (--lazy detaches it all the same)"
+        return f"{path}: is busy{who} (--lazy detaches it all the same, --abort ends it)"
     return f"{path}: {explain(error)}"
 
 

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of mounts that have gone: records, sockets, and records that were never finished.
+
+Records are told dead as everywhere, by the number and start time of their process; what has no
+record by the number in its name. Files that are not called as ours are not looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from penstock.control.directory import all_directories, open_directory, remove_if_empty
+from penstock.control.record import listed_as, read_record
+from penstock.sys.mountinfo import mounts
+from penstock.sys.process import process_start_time
+
+__all__ = ["Leftover", "leftovers", "remove_leftover"]
+
+_NAME: Final = re.compile(r"\.?((\d{1,9})-\d{1,9})\.(json|sock|new)")
+_MAX_FILES: Final = 30_000
+
+
+class Leftover(NamedTuple):
+    """A file that nobody needs any more."""
+
+    directory: str
+    uid: int
+    """Whose directory it is."""
+    name: str
+    mountpoint: str
+    """Where it was mounted; empty if nothing says so."""
+
+    @property
+    def path(self) -> str:
+        """Where it lies."""
+        return f"{self.directory}/{self.name}"
+
+
+def leftovers(directories: Iterable[tuple[str, int]] | None = None) -> list[Leftover]:
+    """The files of mounts that have gone, as far as the caller may see.
+
+    Args:
+        directories: (path, owner's uid) pairs to look into; default: all that are visible.
+    """
+    found: list[Leftover] = []
+    for directory, uid in all_directories() if directories is None else directories:
+        with suppress(OSError), open_directory(directory, uid) as fd:
+            found += _leftovers(fd, directory, uid)
+    return found
+
+
+def remove_leftover(leftover: Leftover) -> bool:
+    """Remove a file; whether it was still there.
+
+    Raises:
+        OSError: the directory is not safe or not writable.
+    """
+    try:
+        with open_directory(leftover.directory, leftover.uid) as fd:
+            os.unlink(leftover.name, dir_fd=fd)
+    except FileNotFoundError:
+        return False
+    remove_if_empty(leftover.directory)
+    return True
+
+
+def _leftovers(fd: int, directory: str, uid: int) -> Iterator[Leftover]:
+    table = mounts()
+    groups: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(fd))[:_MAX_FILES]:
+        match = _NAME.fullmatch(name)
+        if match is not None:
+            groups.setdefault(match[1], []).append(name)
+    for stem, names in groups.items():
+        record = read_record(fd, f"{stem}.json", uid)
+        if record is None:
+            dead = process_start_time(int(stem.partition("-")[0])) is None
+        else:
+            dead = listed_as(record, directory, uid, table) is None
+        if dead:
+            mountpoint = "" if record is None else record.mountpoint
+            yield from (Leftover(directory, uid, name, mountpoint) for name in names)
