@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.session import ZEROS, FileBody, FileRange
-from penstock.transport.body import CopyBuffer, ShortBody, SplicePipe, zero_file
+from penstock.transport.body import CopyBuffer, ShortBody, SplicePipe
 
 HEAD = b"0123456789abcdef"
 CONTENT = bytes(range(256)) * 2048
@@ -22,13 +22,6 @@ def image(tmp_path: Path) -> Iterator[int]:
     path = tmp_path / "image"
     path.write_bytes(CONTENT)
     fd = os.open(path, os.O_RDONLY)
-    yield fd
-    os.close(fd)
-
-
-@pytest.fixture
-def zeros() -> Iterator[int]:
-    fd = zero_file()
     yield fd
     os.close(fd)
 
@@ -60,9 +53,9 @@ def test_copy_puts_head_and_ranges_together(image: int) -> None:
         assert bytes(buffer.fill(HEAD, wanted)) == HEAD + expected(wanted.ranges)
 
 
-def test_splice_moves_one_message(image: int, zeros: int) -> None:
+def test_splice_moves_one_message(image: int) -> None:
     ours, theirs = socket.socketpair()
-    with ours, theirs, SplicePipe(zeros) as pipe:
+    with ours, theirs, SplicePipe() as pipe:
         for wanted in bodies(image):
             assert pipe.fits(wanted)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -72,12 +65,12 @@ def test_splice_moves_one_message(image: int, zeros: int) -> None:
             assert got == HEAD + expected(wanted.ranges)
 
 
-def test_a_file_that_ends_early(image: int, zeros: int) -> None:
+def test_a_file_that_ends_early(image: int) -> None:
     short = body(FileRange(image, len(CONTENT) - 10, 100))
     with pytest.raises(ShortBody):
         CopyBuffer().fill(HEAD, short)
     ours, theirs = socket.socketpair()
-    with ours, theirs, SplicePipe(zeros) as pipe:
+    with ours, theirs, SplicePipe() as pipe:
         with pytest.raises(ShortBody):
             pipe.send(ours.fileno(), HEAD, short)
         pipe.send(ours.fileno(), HEAD, body(FileRange(image, 0, 3)))
@@ -89,8 +82,8 @@ def test_an_inexact_body_ends_with_its_file(image: int) -> None:
     assert bytes(message) == HEAD + CONTENT[-10:]
 
 
-def test_pieces_are_counted_by_the_pages_they_touch(zeros: int) -> None:
-    with SplicePipe(zeros) as pipe:
+def test_pieces_are_counted_by_the_pages_they_touch() -> None:
+    with SplicePipe() as pipe:
         page = os.sysconf("SC_PAGESIZE")
         whole = body(FileRange(5, 0, pipe.max_pages * page))
         assert pipe.fits(whole)
@@ -98,9 +91,9 @@ def test_pieces_are_counted_by_the_pages_they_touch(zeros: int) -> None:
         assert not pipe.fits(body(*[FileRange(5, n * 2 * page, 1) for n in range(pipe.slots)]))
 
 
-def test_zeros_are_not_kept_in_memory(zeros: int) -> None:
+def test_zeros_are_not_kept_in_memory() -> None:
     assert os.fstat(zeros).st_blocks == 0
-    with SplicePipe(zeros) as pipe:
+    with SplicePipe() as pipe:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             pipe.send(ours.fileno(), HEAD, body(FileRange(ZEROS, 0, 65536)))

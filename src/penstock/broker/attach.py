@@ -13,25 +13,33 @@ Facts about mounting FUSE
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import logging
 import os
 import stat
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from penstock.abi.mount import MountAttr, MountFlag
+from penstock.abi.mount import MountAttr, MountFlag, UmountFlag
 from penstock.broker.options import MountOptions
 from penstock.sys import mount as sysmount
 from penstock.sys.devfuse import open_device, sync_init
-from penstock.sys.fusermount import fusermount
+from penstock.sys.fusermount import fusermount, fusermount_unmount
+from penstock.sys.mountinfo import MountInfo, find_mount
 
-__all__ = ["Attachment", "open_connection"]
-
-_log = logging.getLogger(__name__)
+__all__ = [
+    "Attachment",
+    "detach_newer",
+    "max_pages",
+    "open_connection",
+    "set_readahead",
+    "unmount",
+]
 
 _ROOT_MODE = f"{stat.S_IFDIR:o}"
+_PIPE_PAGES = 255
+_MAX_PAGES = 256
 
 
 class Attachment(NamedTuple):
@@ -217,3 +225,45 @@ def _by_fusermount(mountpoint: str, options: MountOptions) -> Attachment:
 
 def _nothing() -> None:
     pass
+
+
+def max_pages(options: MountOptions) -> int:
+    """Pages of the largest request: 255 and a header fill a pipe of 1 MiB; only root gets a larger
+    one."""
+    if options.datapath == "copy" or os.geteuid() == 0:
+        return _MAX_PAGES
+    return _PIPE_PAGES
+
+
+def unmount(mountpoint: str, *, lazy: bool) -> None:
+    """Unmount, without touching the path.
+
+    Raises:
+        OSError: EBUSY, EINVAL (nothing is mounted there), EPERM.
+    """
+    flags = UmountFlag.NOFOLLOW | (UmountFlag.DETACH if lazy else UmountFlag(0))
+    try:
+        sysmount.umount(mountpoint, flags)
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            raise
+        fusermount_unmount(mountpoint, lazy=lazy)
+
+
+def detach_newer(mountpoint: str, before: MountInfo | None) -> None:
+    """Take away a mount that was not there ``before``; that one stays."""
+    now = find_mount(mountpoint)
+    if now is None or not now.fstype.startswith("fuse"):
+        return
+    if before is None or now.mount_id != before.mount_id:
+        with contextlib.suppress(OSError):
+            unmount(mountpoint, lazy=True)
+
+
+def set_readahead(connection: int, size: int) -> None:
+    """Have the kernel read ahead further than its default of 128 KiB, where we may say so."""
+    with (
+        contextlib.suppress(OSError),
+        open(f"/sys/class/bdi/0:{connection}/read_ahead_kb", "w", encoding="ascii") as setting,
+    ):
+        setting.write(str(size >> 10))

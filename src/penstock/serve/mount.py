@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import threading
@@ -14,23 +13,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from penstock.abi.mount import UmountFlag
-from penstock.broker.attach import open_connection
+from penstock.broker.attach import detach_newer, max_pages, open_connection, set_readahead, unmount
 from penstock.broker.options import MountOptions
 from penstock.datapath import DataPathStatistics, ReadPaths
 from penstock.fs import Operations
 from penstock.session import Limits, Notifier, Session, SessionStatistics
-from penstock.sys.fusermount import fusermount_unmount
-from penstock.sys.mount import umount
 from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
 from penstock.transport import DevFuse
 
 __all__ = ["Mount", "MountStatistics", "mount"]
 
 _log = logging.getLogger(__name__)
-
-_PIPE_PAGES = 255
-_MAX_PAGES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +101,7 @@ class Mount:
             OSError: EBUSY where it is in use and ``lazy`` was not asked for.
         """
         if not self._transport.ended.is_set() and self.mounted:
-            _unmount(self.mountpoint, lazy=lazy)
+            unmount(self.mountpoint, lazy=lazy)
         if lazy and not self.wait(1.0):
             self.abort()
         self.wait()
@@ -167,9 +160,9 @@ def mount(
     """
     target = resolve_parent(os.fspath(mountpoint))
     datapaths = ReadPaths(options.datapath)
-    limits = Limits(max_write=options.max_write, max_pages=_max_pages(options))
+    limits = Limits(max_write=options.max_write, max_pages=max_pages(options))
     with contextlib.ExitStack() as undo:  # also for a signal's exception, at any point
-        undo.callback(_detach_newer, target, find_mount(target))
+        undo.callback(detach_newer, target, find_mount(target))
         attachment = open_connection(target, options)
         undo.callback(attachment.abandon)
         transport = DevFuse(
@@ -191,42 +184,6 @@ def mount(
         transport.start()
         attachment.attach()
         mounted = Mount(target, attachment.how, session, transport, datapaths)
-        _set_readahead(mounted.connection, options.readahead)
+        set_readahead(mounted.connection, options.readahead)
         undo.pop_all()
     return mounted
-
-
-def _max_pages(options: MountOptions) -> int:
-    """255 pages and a header fill a pipe of 1 MiB; only root gets a larger one."""
-    if options.datapath == "copy" or os.geteuid() == 0:
-        return _MAX_PAGES
-    return _PIPE_PAGES
-
-
-def _unmount(mountpoint: str, *, lazy: bool) -> None:
-    flags = UmountFlag.NOFOLLOW | (UmountFlag.DETACH if lazy else UmountFlag(0))
-    try:
-        umount(mountpoint, flags)
-    except OSError as error:
-        if error.errno != errno.EPERM:
-            raise
-        fusermount_unmount(mountpoint, lazy=lazy)
-
-
-def _detach_newer(mountpoint: str, before: MountInfo | None) -> None:
-    """Take away a mount that was not there ``before``; that one stays."""
-    now = find_mount(mountpoint)
-    if now is None or not now.fstype.startswith("fuse"):
-        return
-    if before is None or now.mount_id != before.mount_id:
-        with contextlib.suppress(OSError):
-            _unmount(mountpoint, lazy=True)
-
-
-def _set_readahead(connection: int, size: int) -> None:
-    """Have the kernel read ahead further than its default of 128 KiB, where we may say so."""
-    with (
-        contextlib.suppress(OSError),
-        open(f"/sys/class/bdi/0:{connection}/read_ahead_kb", "w", encoding="ascii") as setting,
-    ):
-        setting.write(str(size >> 10))

@@ -3,14 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import struct
 from typing import Final, NamedTuple
 
 from penstock.sys.libc import call
 
-__all__ = ["Dirent", "birth_time_ns", "fallocate", "getdents", "link_descriptor", "rename2"]
+__all__ = [
+    "Dirent",
+    "birth_time_ns",
+    "fallocate",
+    "getdents",
+    "large_pipe",
+    "link_descriptor",
+    "rename2",
+]
 
 _AT_FDCWD: Final = -100
 _AT_SYMLINK_FOLLOW: Final = 0x400
@@ -18,6 +28,7 @@ _STATX_BTIME: Final = 0x800
 _STATX_SIZE: Final = 256
 _STATX_BTIME_OFFSET: Final = 80
 _DIRENT: Final = struct.Struct("<QqHB")
+_PIPE_SIZES: Final = (2 << 20, 1 << 20)
 
 
 def rename2(old: str | os.PathLike[str], new: str | os.PathLike[str], flags: int) -> None:
@@ -46,6 +57,20 @@ def birth_time_ns(path: str | os.PathLike[str]) -> int | None:
     (mask,) = struct.unpack_from("<I", buffer)
     seconds, nanoseconds = struct.unpack_from("<qI", buffer, _STATX_BTIME_OFFSET)
     return int(seconds) * 1_000_000_000 + int(nanoseconds) if mask & _STATX_BTIME else None
+
+
+def large_pipe() -> tuple[int, int]:
+    """The read and the write end of a pipe of 2 MiB that does not block.
+
+    Above ``/proc/sys/fs/pipe-max-size`` (1 MiB) this needs CAP_SYS_RESOURCE; without it the pipe
+    has 1 MiB, or the usual size where the user has too many already.
+    """
+    ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    for size in _PIPE_SIZES:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, size)
+            break
+    return ends
 
 
 class Dirent(NamedTuple):

@@ -6,8 +6,8 @@ copy or splice, ``polling.py`` decides how long to look for the next request bef
 transport knows nothing of what messages mean.
 """
 
-from penstock.transport.devfuse import DevFuse
+from penstock.transport.devfuse import DevFuse, Prepared
 from penstock.transport.memory import MemoryTransport
 from penstock.transport.polling import parse_poll
 
-__all__ = ["DevFuse", "MemoryTransport", "parse_poll"]
+__all__ = ["DevFuse", "MemoryTransport", "Prepared", "parse_poll"]

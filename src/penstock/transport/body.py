@@ -5,7 +5,6 @@ Facts about splice and /dev/fuse (fs/fuse/dev.c, fs/splice.c)
     - A reply is one message and so one splice: header and data must be in the pipe together.
     - A pipe has one slot per 4 KiB of its size. The header takes a slot, each page that a range
       touches takes one, however few bytes of it are used: pieces are counted before they go in.
-    - A pipe larger than ``/proc/sys/fs/pipe-max-size`` (1 MiB) needs CAP_SYS_RESOURCE.
 """
 
 from __future__ import annotations
@@ -19,13 +18,12 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from penstock.session import ZEROS, FileBody
+from penstock.sys.files import large_pipe
 
-__all__ = ["CopyBuffer", "ShortBody", "SplicePipe", "zero_file"]
+__all__ = ["CopyBuffer", "ShortBody", "SplicePipe"]
 
 _PAGE: Final = mmap.PAGESIZE
-_WANTED_PIPE: Final = 2 << 20
-_FALLBACK_PIPE: Final = 1 << 20
-_ZERO_FILE: Final = 1 << 20
+_ZEROS: Final = bytes(64 << 10)
 
 
 class ShortBody(OSError):
@@ -97,19 +95,12 @@ class SplicePipe:
     """A pipe through which replies go from files to the device. A context manager.
 
     Args:
-        zero_fd: a file of at least 1 MiB of zeros (see :func:`zero_file`).
+        ends: read and write end of a pipe that does not block, owned from here on; None: make one.
     """
 
-    def __init__(self, zero_fd: int) -> None:
-        self._zero_fd = zero_fd
-        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.slots = self._grow() // _PAGE
-
-    def _grow(self) -> int:
-        for size in (_WANTED_PIPE, _FALLBACK_PIPE):
-            with contextlib.suppress(OSError):
-                return fcntl.fcntl(self._write_end, fcntl.F_SETPIPE_SZ, size)
-        return fcntl.fcntl(self._write_end, fcntl.F_GETPIPE_SZ)
+    def __init__(self, ends: tuple[int, int] | None = None) -> None:
+        self._read_end, self._write_end = ends or large_pipe()
+        self.slots = fcntl.fcntl(self._write_end, fcntl.F_GETPIPE_SZ) // _PAGE
 
     @property
     def max_pages(self) -> int:
@@ -155,9 +146,7 @@ class SplicePipe:
 
     def _put_zeros(self, length: int) -> None:
         while length:
-            count = min(length, _ZERO_FILE)
-            self._put(self._zero_fd, 0, count)
-            length -= count
+            length -= os.write(self._write_end, _ZEROS[:length])
 
     def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -176,11 +165,3 @@ class SplicePipe:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def zero_file() -> int:
-    """A descriptor of 1 MiB of zeros that takes no memory: splicing from it gives the kernel's
-    own zero page. The caller closes it."""
-    fd = os.memfd_create("penstock-zeros", os.MFD_CLOEXEC)
-    os.ftruncate(fd, _ZERO_FILE)
-    return fd

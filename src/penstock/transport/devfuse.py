@@ -20,18 +20,18 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from penstock.session import FileBody, Reply
 from penstock.sys.devfuse import clone
-from penstock.transport.body import CopyBuffer, ShortBody, SplicePipe, zero_file
+from penstock.transport.body import CopyBuffer, ShortBody, SplicePipe
 from penstock.transport.polling import Polling
 from penstock.transport.turns import Turns
 
 if TYPE_CHECKING:
     from penstock.session import Origin, Session
 
-__all__ = ["DevFuse", "Worker"]
+__all__ = ["DevFuse", "Prepared", "Worker"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,17 @@ _LOOK_AGAIN: Final = frozenset({errno.EAGAIN, errno.ENOENT, errno.EINTR})
 """Another worker or an interrupt took the request away."""
 _NOT_TAKEN: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED})
 _NO_SPLICE: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+class Prepared(NamedTuple):
+    """Descriptors made beforehand; owned by the transport."""
+
+    clones: tuple[int, ...]
+    """Of the connection, for the workers after the first."""
+    pipes: tuple[tuple[int, int], ...]
+    """Read and write end for each worker."""
+    wake: int
+    """An eventfd that does not block; readable once the workers leave."""
 
 
 class Worker:
@@ -71,6 +82,7 @@ class DevFuse:
         poll: ``auto``, ``off``, or microseconds (:class:`Polling`).
         max_write: bytes of the largest write; each worker has a buffer for one.
         on_splice_refused: told once, with the reason, when splice cannot be used here.
+        prepared: what the workers use, made beforehand by somebody with more rights.
     """
 
     def __init__(
@@ -81,8 +93,10 @@ class DevFuse:
         poll: str | int = "auto",
         max_write: int = 1 << 20,
         on_splice_refused: Callable[[str], None] | None = None,
+        prepared: Prepared | None = None,
     ) -> None:
         self.fd = fd
+        self._prepared = prepared
         self._session: Session | None = None
         self._idle: Callable[[], bool] = bool
         self._polling = Polling(poll)
@@ -91,10 +105,9 @@ class DevFuse:
         self._threads: list[threading.Thread] = []
         self._turns = Turns(self._count)
         self._local = threading.local()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake = prepared.wake if prepared else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
         self._refuse_splice = on_splice_refused
-        self._zero_fd = -1
         self._last_answer = time.perf_counter_ns()
         self._left = self._count
         self._lock = threading.Lock()
@@ -134,9 +147,13 @@ class DevFuse:
                     raise OSError(errno.EPROTO, "the kernel's FUSE protocol cannot be spoken")
 
     def start(self) -> None:
-        """Clone the descriptor and start the workers."""
-        for _ in range(1, self._count):
-            self._workers.append(Worker(self, self._clone(), self._buffer_size))
+        """Start the workers, each with its clone."""
+        clones = self._prepared.clones if self._prepared else self._clones()
+        for fd in clones:
+            self._workers.append(Worker(self, fd, self._buffer_size))
+        if self._prepared:
+            for worker, ends in zip(self._workers, self._prepared.pipes, strict=True):
+                worker.pipe = SplicePipe(ends)
         for number, worker in enumerate(self._workers):
             thread = threading.Thread(
                 target=self._run, args=(worker,), name=f"penstock-{number}", daemon=True
@@ -145,12 +162,16 @@ class DevFuse:
             thread.start()
         self._turns.start()
 
-    def _clone(self) -> int:
-        try:
-            return clone(self.fd)
-        except OSError as error:
-            _log.info("workers share one descriptor: %s", error)
-            return self.fd
+    def _clones(self) -> list[int]:
+        """Descriptors for the workers after the first."""
+        fds = []
+        for _ in range(1, self._count):
+            try:
+                fds.append(clone(self.fd))
+            except OSError as error:
+                _log.info("workers share one descriptor: %s", error)
+                fds.append(self.fd)
+        return fds
 
     def stop(self) -> None:
         """Have the workers leave; returns at once. The connection ends with :meth:`close`."""
@@ -171,8 +192,6 @@ class DevFuse:
         for fd in {self.fd, *(worker.fd for worker in self._workers)}:
             os.close(fd)
         os.close(self._wake)
-        if self._zero_fd >= 0:
-            os.close(self._zero_fd)
         self.fd = -1
 
     # The session's sink
@@ -293,7 +312,9 @@ class DevFuse:
 
     def _spliced(self, worker: Worker, reply: Reply, body: FileBody) -> bool:
         """Try by splice; False if the reply has to be copied."""
-        pipe = worker.pipe or self._make_pipe(worker)
+        pipe = worker.pipe
+        if pipe is None:
+            pipe = worker.pipe = SplicePipe()
         if not pipe.fits(body):
             return False
         if self._count > 1 and not _cached(body):
@@ -309,13 +330,6 @@ class DevFuse:
                 self._refuse_splice(f"the image cannot be spliced from: {error.strerror}")
             return False
         return True
-
-    def _make_pipe(self, worker: Worker) -> SplicePipe:
-        with self._lock:
-            if self._zero_fd < 0:
-                self._zero_fd = zero_file()
-        worker.pipe = SplicePipe(self._zero_fd)
-        return worker.pipe
 
     def _not_sent(self, worker: Worker, reply: Reply, error: OSError) -> None:
         assert self._session is not None
