@@ -6,24 +6,29 @@ from __future__ import annotations
 import enum
 import errno
 import os
+from typing import Self
 
 __all__ = ["ExitCode", "Failure", "explain", "where"]
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes of every command, those of mount(8)."""
+    """Exit codes of every command, those of mount(8). Each has its meaning for users beside it."""
 
-    OK = 0
-    USAGE = 1
-    """A wrong command line, or the caller may not do this at all."""
-    SYSTEM = 2
-    """The system failed us: an image that cannot be read, no answer, no space."""
-    MOUNT = 32
-    """Mounting or unmounting failed."""
-    INTERRUPTED = 130
-    """Ended by SIGINT (128 + 2)."""
-    UNREAD = 141
-    """Whoever read the output has gone, as if ended by SIGPIPE (128 + 13)."""
+    def __new__(cls, value: int, meaning: str) -> Self:
+        """A member: its number and, as ``meaning``, what help and manual say of it."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    meaning: str
+
+    OK = 0, "success"
+    USAGE = 1, "wrong usage, or the caller may not do this at all"
+    SYSTEM = 2, "system error: what was asked for could not be read or answered"
+    MOUNT = 32, "mounting or unmounting failed"
+    INTERRUPTED = 130, "interrupted by SIGINT"
+    UNREAD = 141, "output not read, as of a command that SIGPIPE ended"
 
 
 class Failure(Exception):

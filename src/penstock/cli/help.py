@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
+from penstock.cli.errors import ExitCode
 from penstock.cli.options import COMMANDS, WORDS, Argument, Command, Kind, Shape, Word
 from penstock.servers import TYPES, server_options
 
@@ -42,10 +43,11 @@ def commands_document() -> str:
         "",
         "<!-- Made by python -m penstock.cli.help from src/penstock/cli/options.py. -->",
         "",
-        "Every failure is one line on standard error. Exit codes, as those of mount(8): 0 success,",
-        "1 wrong usage, 2 system error (what was asked for could not be read or answered),",
-        "32 mounting or unmounting failed, 130 interrupted, 141 whoever read the output has gone",
-        "(as of a command that SIGPIPE ended).",
+        "Every failure is one line on standard error. Exit codes, as those of mount(8):",
+        "",
+        "| Code | Meaning |",
+        "|---|---|",
+        *(f"| {code.value} | {code.meaning} |" for code in ExitCode),
     ]
     for command in COMMANDS:
         lines += _command(command)

@@ -28,8 +28,8 @@ commands:
 `penstock help COMMAND` shows a command's arguments, `penstock mount -o help` its -o words,
 `penstock --version` the version.
 
-exit codes: 0 success, 1 wrong usage, 2 system error, 32 mount failure, 130 interrupted,
-141 output not read
+exit codes:
+{codes}
 """
 
 
@@ -118,7 +118,8 @@ def _usage() -> str:
 
     width = max(len(command.name) for command in COMMANDS) + 2
     return _USAGE.format(
-        commands="\n".join(f"  {command.name:<{width}}{command.summary}" for command in COMMANDS)
+        commands="\n".join(f"  {command.name:<{width}}{command.summary}" for command in COMMANDS),
+        codes="\n".join(f"  {code.value:<{width}}{code.meaning}" for code in ExitCode),
     )
 
 
