@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages between a broker and its servers: what they hold, and how much of it.
 
-One message is one packet of a SOCK_SEQPACKET socket: a header (kind, serial), then the fields of
-its class in order. Numbers are little-endian; a text is its length (u16) and UTF-8; a list is its
-length (u16) and its items. Each field says how long it may be, nothing may follow the last one,
-and descriptors come with the kinds that have them and with no other.
+One message is one packet of a SOCK_SEQPACKET socket: a header (kind, flags, serial), then the
+fields of its class in order. Numbers are little-endian; a text is its length (u16) and UTF-8; a
+list is its length (u16) and its items. Each field says how long it may be and what it may hold,
+nothing may follow the last one, and descriptors come with the kinds that have them and with no
+other.
 
 The broker believes nothing that a server sends: whatever does not decode here, or comes in a state
 in which it must not (:data:`MAY_SEND`), is a violation, and ends the mount. docs/broker-protocol.md
@@ -18,7 +19,7 @@ import struct
 from typing import Annotated, Any, Final, NamedTuple
 
 from penstock.abi.layout import s64, u8, u16, u32, u64
-from penstock.broker.codec import Cursor, Longest, ProtocolError, put, take
+from penstock.broker.codec import Cursor, Form, Longest, ProtocolError, put, take
 
 __all__ = [
     "MAX_MESSAGE",
@@ -69,8 +70,8 @@ MAX_WORKERS: Final = 64
 _HEADER: Final = struct.Struct("<HHI")
 
 
-Name = Annotated[str, Longest(64)]
-Line = Annotated[str, Longest(2048)]
+Name = Annotated[str, Longest(64, Form.NAME)]
+Line = Annotated[str, Longest(2048, Form.LINE)]
 Value = Annotated[str, Longest(4096)]
 Piece = Annotated[str, Longest(32 * 1024)]
 
@@ -160,11 +161,13 @@ class Hello(NamedTuple):
     minimum: u16
     """Oldest version of the protocol that the broker speaks."""
     maximum: u16
-    purpose: u8
+    purpose: Annotated[Purpose, "B"]
     number: u16
     """Which of its servers this one is, from 0."""
     servers: u16
     """How many there are."""
+    log_level: u8 = 20
+    """Lines of the log below this are not wanted; 10 asks for one about each request."""
 
 
 class Word(NamedTuple):
@@ -235,7 +238,7 @@ class Layer(NamedTuple):
     """One layer of the sandbox."""
 
     name: Name
-    in_force: u8
+    in_force: Annotated[bool, "B"]
     detail: Line
     """What is in force, or why it is not."""
 
@@ -260,14 +263,14 @@ class Ready(NamedTuple):
 class Failed(NamedTuple):
     """The image is not served; the server ends."""
 
-    code: u8
+    code: Annotated[FailureCode, "B"]
     text: Line
 
 
 class Description(NamedTuple):
     """A piece of a JSON text."""
 
-    more: u8
+    more: Annotated[bool, "B"]
     """Whether pieces follow."""
     text: Piece
 
@@ -341,7 +344,7 @@ class BackingClose(NamedTuple):
 
 
 class Invalidate(NamedTuple):
-    """An inode has changed: tell the kernel, and the other servers."""
+    """An inode has changed: tell the other servers. The kernel is told by the server itself."""
 
     node: u64
     offset: s64
@@ -353,7 +356,7 @@ class Invalidate(NamedTuple):
 class Ended(NamedTuple):
     """The server ends."""
 
-    reason: u8
+    reason: Annotated[EndReason, "B"]
 
 
 Body = (
@@ -427,10 +430,10 @@ class Message(NamedTuple):
 
 
 def encode(body: Body, serial: int = 0) -> bytes:
-    """The packet for a message. Texts that are too long are cut.
+    """The packet for a message. Lines and texts that are too long are cut.
 
     Raises:
-        ValueError: a list is too long, or the whole is.
+        ValueError: a field cannot hold its value, or the whole is too long.
     """
     packet = bytearray(_HEADER.pack(_KINDS[type(body)], 0, serial))
     put(packet, body)
