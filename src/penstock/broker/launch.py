@@ -41,7 +41,7 @@ class Launched(NamedTuple):
     """This side's end; does not block."""
 
 
-def launch(*, sandbox: bool = True, max_fds: int = 1) -> Launched:
+def launch(*, sandbox: bool = True, max_fds: int = 0) -> Launched:
     """Start a server. The calling process must have one thread.
 
     Args:
@@ -56,6 +56,8 @@ def launch(*, sandbox: bool = True, max_fds: int = 1) -> Launched:
     try:
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        # Now, so that no message can come without its sender.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         started = _start([null, null, null, theirs.fileno()], sandbox=sandbox)
     except BaseException:
         ours.close()
