@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import enum
-import errno
 import os
 from typing import Self
+
+from penstock.sys.reasons import explain
 
 __all__ = ["ExitCode", "Failure", "explain", "where"]
 
@@ -26,8 +27,12 @@ class ExitCode(enum.IntEnum):
     OK = 0, "success"
     USAGE = 1, "wrong usage, or the caller may not do this at all"
     SYSTEM = 2, "system error: what was asked for could not be read or answered"
+    CRASHED = 4, "the server crashed, or did what it must not do"
     MOUNT = 32, "mounting or unmounting failed"
+    OUT_OF_MEMORY = 71, "the server ran out of memory"
+    HUNG = 124, "the server did not answer in time"
     INTERRUPTED = 130, "interrupted by SIGINT"
+    KILLED = 137, "the server was killed"
     UNREAD = 141, "output not read, as of a command that SIGPIPE ended"
 
 
@@ -42,29 +47,6 @@ class Failure(Exception):
     def __init__(self, message: str, code: ExitCode = ExitCode.SYSTEM) -> None:
         super().__init__(message)
         self.code = code
-
-
-_WORDS = {
-    errno.ENOENT: "no such file or directory",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "not permitted",
-    errno.ENOTDIR: "not a directory",
-    errno.EISDIR: "is a directory",
-    errno.ELOOP: "too many symbolic links",
-    errno.ENOMEDIUM: "no medium in the drive",
-    126: "encrypted, and the key is not there",  # ENOKEY
-}
-
-
-def explain(error: BaseException) -> str:
-    """The reason in an exception, in one line and without its path or number."""
-    if isinstance(error, OSError) and error.errno is not None:
-        usual = os.strerror(error.errno)
-        said = error.strerror or usual
-        text = _WORDS.get(error.errno, said) if said == usual else said
-    else:
-        text = str(error) or type(error).__name__
-    return " ".join(text.split())
 
 
 def where(error: BaseException) -> str:
