@@ -19,7 +19,7 @@ from penstock.cli.main import main
 from penstock.cli.probes import Finding, fuse
 from penstock.cli.probes.base import Attempt, attempt, kernel_config, kernel_symbol
 from penstock.cli.probes.filesystems import erofs_image
-from penstock.sys import probe
+from penstock.sys import landlock, probe
 from tests.support.ordinary import OrdinaryUser
 
 NAMES = [
@@ -310,7 +310,7 @@ def test_without_a_connection_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch
 
 def test_probe_calls_that_change_nothing(tmp_path: Path) -> None:
     """They either work or say why not, with an OSError."""
-    for action in (probe.io_uring_supported, probe.landlock_abi):
+    for action in (probe.io_uring_supported, landlock.abi_version):
         try:
             action()
         except OSError as error:

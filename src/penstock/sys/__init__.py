@@ -6,20 +6,25 @@ touching them, ``devfuse.py`` is the FUSE device, ``fusermount.py`` the helper f
 privilege, ``unmount.py`` takes mounts away, ``process.py`` tells processes apart, ``spawn.py``
 starts one in namespaces of its own, ``files.py`` is what ``os`` lacks about files, ``inuse.py``
 tells who else may write to an image, ``notify.py`` speaks to the service manager, ``probe.py``
-tells what only a try can. Each is imported by who needs it.
+tells what only a try can. ``namespaces.py``, ``capabilities.py``, ``landlock.py`` and
+``seccomp.py`` are what a process takes from itself. Each is imported by who needs it.
 """
 
 __all__ = [
+    "capabilities",
     "devfuse",
     "files",
     "fusermount",
     "inuse",
+    "landlock",
     "libc",
     "mount",
     "mountinfo",
+    "namespaces",
     "notify",
     "probe",
     "process",
+    "seccomp",
     "spawn",
     "unmount",
 ]

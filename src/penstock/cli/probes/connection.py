@@ -28,12 +28,13 @@ from penstock.abi.fuse import (
     Opcode,
 )
 from penstock.abi.layout import size_of
+from penstock.abi.process import CloneFlag
 from penstock.cli.probes.base import Attempt, attempt
 from penstock.sys import mount as sysmount
 from penstock.sys.devfuse import clone, open_device, sync_init
 from penstock.sys.fusermount import fusermount, fusermount_unmount
 from penstock.sys.mountinfo import find_mount
-from penstock.sys.probe import Namespace, unshare
+from penstock.sys.namespaces import unshare
 from penstock.wire import decode_request, encode_reply, replies
 
 __all__ = ["sync_init_supported", "try_connection"]
@@ -63,7 +64,7 @@ def try_connection() -> tuple[Attempt, str]:
 
 
 def _in_user_namespace() -> dict[str, Any]:
-    unshare(Namespace.USER | Namespace.MOUNT)
+    unshare(CloneFlag.NEWUSER | CloneFlag.NEWNS)
     return _detached(backing=False)
 
 

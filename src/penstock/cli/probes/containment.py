@@ -7,9 +7,11 @@ import errno
 import os
 import signal
 
+from penstock.abi.process import CloneFlag
+from penstock.abi.seccomp import SOCK_FILTER, Action, Bpf
 from penstock.cli.errors import explain
 from penstock.cli.probes.base import Finding, attempt, file_text, kernel_config
-from penstock.sys import probe
+from penstock.sys import capabilities, landlock, namespaces, seccomp
 
 __all__ = ["containment_findings"]
 
@@ -22,7 +24,7 @@ def containment_findings() -> list[Finding]:
 def _landlock() -> Finding:
     title, how = "Landlock", "landlock_create_ruleset asked for its version"
     try:
-        version = probe.landlock_abi()
+        version = landlock.abi_version()
     except OSError as error:
         off = error.errno == errno.EOPNOTSUPP
         needs = (
@@ -36,17 +38,22 @@ def _landlock() -> Finding:
 
 def _seccomp() -> Finding:
     title, how = "seccomp filters", "a filter that allows everything was installed in a child"
-    found = attempt(probe.install_empty_filter)
+    found = attempt(_install_empty_filter)
     actions = file_text("/proc/sys/kernel/seccomp/actions_avail")
     if not found.reason:
         return Finding("seccomp", title, True, True, f"works; actions: {actions}", how)
-    kernel = probe.seccomp_supported()
+    kernel = seccomp.is_supported()
     return Finding("seccomp", title, kernel, False, found.reason, how, "CONFIG_SECCOMP_FILTER")
+
+
+def _install_empty_filter() -> None:
+    capabilities.no_new_privs()
+    seccomp.install(SOCK_FILTER.pack(Bpf.RETURN, 0, 0, Action.ALLOW))
 
 
 def _user_namespaces() -> Finding:
     title, how = "user namespaces", "unshare(CLONE_NEWUSER) and an id mapping in a child"
-    found = attempt(lambda: probe.unshare(probe.Namespace.USER))
+    found = attempt(lambda: namespaces.unshare(CloneFlag.NEWUSER))
     limit = file_text("/proc/sys/user/max_user_namespaces")
     if not found.reason:
         return Finding("user-namespaces", title, True, True, f"works; at most {limit}", how)

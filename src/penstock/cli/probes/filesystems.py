@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from penstock.abi.mount import MountAttr, MountFlag
+from penstock.abi.process import CloneFlag
 from penstock.cli.errors import explain
 from penstock.cli.probes.base import (
     Finding,
@@ -23,7 +24,7 @@ from penstock.cli.probes.base import (
     kernel_config,
 )
 from penstock.sys import mount as sysmount
-from penstock.sys import probe
+from penstock.sys import namespaces, probe
 
 __all__ = ["erofs_image", "filesystem_findings"]
 
@@ -122,15 +123,15 @@ def _mount_erofs(directory: str) -> bool:
 # overlayfs, mounts by users
 
 
-def _namespaces() -> probe.Namespace:
-    mount = probe.Namespace.MOUNT
-    return mount if capability(_CAP_SYS_ADMIN) else mount | probe.Namespace.USER
+def _namespaces() -> CloneFlag:
+    mount = CloneFlag.NEWNS
+    return mount if capability(_CAP_SYS_ADMIN) else mount | CloneFlag.NEWUSER
 
 
 def _tmpfs_over_tmp() -> None:
     """In namespaces of its own: an empty tmpfs on /tmp."""
-    probe.unshare(_namespaces())
-    probe.mount_private()
+    namespaces.unshare(_namespaces())
+    namespaces.make_mounts_private()
     sysmount.mount("none", "/tmp", "tmpfs", MountFlag(0), "size=1m")  # noqa: S108
 
 
@@ -167,8 +168,8 @@ def _user_mounts() -> Finding:
     how = "a tmpfs mounted in a user and mount namespace of its own"
 
     def trial() -> bool:
-        probe.unshare(probe.Namespace.MOUNT | probe.Namespace.USER)
-        probe.mount_private()
+        namespaces.unshare(CloneFlag.NEWNS | CloneFlag.NEWUSER)
+        namespaces.make_mounts_private()
         sysmount.mount("none", "/tmp", "tmpfs", MountFlag(0), "size=1m")  # noqa: S108
         return True
 
@@ -240,7 +241,7 @@ def _idmapped() -> Finding:
 
     def trial() -> bool:
         if not capability(_CAP_SYS_ADMIN):
-            probe.unshare(probe.Namespace.USER | probe.Namespace.MOUNT)
+            namespaces.unshare(CloneFlag.NEWUSER | CloneFlag.NEWNS)
         context = sysmount.fsopen("tmpfs")
         sysmount.fsconfig_create(context)
         mount_fd = sysmount.fsmount(context, MountAttr(0))
@@ -262,7 +263,7 @@ def _other_user_namespace() -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            probe.unshare(probe.Namespace.USER)
+            namespaces.unshare(CloneFlag.NEWUSER)
             os.write(ready_write, b"x")
             signal.pause()
         finally:
