@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Closing the sandbox around the calling process.
+
+A server calls :func:`close` when it has imported all it will ever need and before it has seen a
+byte of the image, and :func:`close_threads` when all its threads run. Neither can be undone.
+
+Layers, and what each one is there for by itself
+    - ``namespaces``: other processes, the network, System V objects and the host's name do not
+      exist. User and pid namespaces the process must be born in (:mod:`penstock.sys.spawn`).
+    - ``root``: there is no file. The root directory is empty and cannot be written to; there is
+      no /proc in it.
+    - ``identity``: no file of the host belongs to its user.
+    - ``landlock``: nothing can be opened, made or connected to, even if a file could be found.
+    - ``capabilities``: none, and no way to get one.
+    - ``no_new_privs``: no program that is executed gives a right, no other process of its user may
+      look into it, and a crash leaves no copy of its memory.
+    - ``limits``: memory, descriptors, threads, size of files.
+    - ``seccomp``: the system calls that are left (:mod:`penstock.contain.filter`).
+
+Order: what takes rights to do comes first (namespaces, root, bounding set), then the identity and
+the capabilities go, and last what the process may always do to itself. The filter is the last of
+all, since it forbids what the others are made of.
+
+Facts about Python in here
+    - Whatever is imported later fails; :func:`penstock.contain.warm.import_all` loads what Python
+      imports by itself when it first needs it.
+    - ``socket.socket(fileno=…)`` must be given family, type and protocol. ``setblocking``,
+      ``settimeout`` and ``os.set_blocking`` use ioctl, which is refused: use F_SETFL, or
+      MSG_DONTWAIT. ``open(fd)`` uses fstat: use ``os.read``.
+    - ``mmap.mmap(-1, …)`` is shared memory by default, which no limit counts and so is refused:
+      give it MAP_PRIVATE.
+    - Threads start as usual until :func:`close_threads`; then RuntimeError.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import threading
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, NamedTuple
+
+from penstock.abi.process import CloneFlag
+from penstock.abi.seccomp import Action
+from penstock.contain.filter import assemble
+from penstock.contain.profile import IMAGE_SERVER, Profile
+from penstock.sys import capabilities, landlock, namespaces, seccomp
+
+__all__ = ["IMAGE_SERVER", "LAYERS", "LayerReport", "Profile", "close", "close_threads"]
+
+LAYERS: Final = (
+    "namespaces",
+    "root",
+    "identity",
+    "capabilities",
+    "no_new_privs",
+    "landlock",
+    "limits",
+    "seccomp",
+)
+"""In the order of closing."""
+
+NOBODY: Final = 65534
+"""User and group of a server that may choose."""
+
+_FIRST: Final = {"user": 0xEFFF_FFFD, "pid": 0xEFFF_FFFC}
+"""Namespaces that a process is born into, and the numbers of the machine's first ones."""
+
+_UNSHARED: Final = {
+    "mnt": CloneFlag.NEWNS,
+    "net": CloneFlag.NEWNET,
+    "ipc": CloneFlag.NEWIPC,
+    "uts": CloneFlag.NEWUTS,
+    "cgroup": CloneFlag.NEWCGROUP,
+}
+
+
+class LayerReport(NamedTuple):
+    """What became of a layer."""
+
+    name: str
+    in_force: bool
+    """All of it that this kernel has."""
+    detail: str
+    """What is in force, or why not."""
+
+
+class _Ids(NamedTuple):
+    """One line of uid_map or gid_map."""
+
+    inside: int
+    outside: int
+    length: int
+
+
+class _Before(NamedTuple):
+    """What the process was when closing began: afterwards there is no /proc to ask."""
+
+    namespaces: Mapping[str, int]
+    own: frozenset[str]
+    """Namespaces that it was born into and shares with nobody outside."""
+    users: tuple[_Ids, ...]
+
+
+def close(
+    profile: Profile,
+    *,
+    layers: frozenset[str] = frozenset(LAYERS),
+    own: Collection[str] | None = None,
+) -> tuple[LayerReport, ...]:
+    """Close the sandbox for good.
+
+    For a process with one thread that has imported everything. Afterwards the broker's end is the
+    end of this process too, whatever the layers.
+
+    Args:
+        profile: what is left to it.
+        layers: which layers to close; all but in tests.
+        own: which of the namespaces ``user`` and ``pid`` the process was started in and shares
+            with nobody outside. If it is not given, those that are not the machine's first ones.
+
+    Returns:
+        A report on each of ``layers``. A layer that the kernel or the caller's rights do not
+        allow is reported, with the reason, and never an exception.
+
+    Raises:
+        RuntimeError: the process has more than one thread: some layers would bind only this one.
+    """
+    before = _look(own)
+    reports: dict[str, LayerReport] = {}
+
+    def attempt(name: str, closing: Callable[[], tuple[bool, str]]) -> None:
+        if name in layers:
+            try:
+                reports[name] = LayerReport(name, *closing())
+            except OSError as error:
+                reports[name] = LayerReport(name, False, _reason(error))
+
+    attempt("namespaces", lambda: _namespaces(before))
+    attempt("root", lambda: _root(before))
+    bounds = _give_up_bounds() if "capabilities" in layers else ""
+    attempt("identity", lambda: _identity(before))
+    attempt("capabilities", lambda: _capabilities(bounds))
+    attempt("no_new_privs", _no_new_privs)
+    attempt("landlock", _landlock)
+    attempt("limits", lambda: _limits(profile, own_user="user" in before.own))
+    _last_words(dumpable="no_new_privs" not in layers)
+    attempt("seccomp", lambda: _seccomp(profile))
+    return tuple(reports[name] for name in LAYERS if name in layers)
+
+
+def close_threads(profile: Profile) -> LayerReport:
+    """Take away what starting threads takes, from all threads. For the time when all of them run.
+
+    Returns:
+        A report on the layer ``seccomp``, as of now.
+    """
+    try:
+        program = assemble(profile.calls_later, seccomp.machine(), default=Action.ALLOW)
+        seccomp.install(program, tsync=True)
+    except OSError as error:
+        return LayerReport("seccomp", False, f"threads can still start: {_reason(error)}")
+    return LayerReport("seccomp", True, "a list of system calls; no more threads")
+
+
+def _look(own: Collection[str] | None) -> _Before:
+    """What is to be known before closing; without /proc, nothing.
+
+    Raises:
+        RuntimeError: there are other threads.
+    """
+    try:
+        threads = len(os.listdir("/proc/self/task"))
+        here = namespaces.namespace_ids()
+        users = _id_map("/proc/self/uid_map")
+    except OSError:
+        threads, here, users = threading.active_count(), {}, ()
+    if threads > 1:
+        raise RuntimeError("a sandbox is closed before there are threads")
+    if own is None:
+        own = [name for name, first in _FIRST.items() if here.get(name, first) != first]
+    return _Before(here, frozenset(own), users)
+
+
+def _id_map(path: str) -> tuple[_Ids, ...]:
+    with open(path, encoding="ascii") as file:
+        return tuple(_Ids(*map(int, line.split())) for line in file)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _namespaces(before: _Before) -> tuple[bool, str]:
+    if not before.namespaces:
+        return False, "/proc cannot be read, so there is no telling which there are"
+    missing = _unshare([name for name in _UNSHARED if name in before.namespaces])
+    if "time" in before.namespaces:
+        try:
+            namespaces.enter_time_namespace()
+        except OSError as error:
+            missing["time"] = _reason(error)
+    for name in _FIRST:
+        if name in before.namespaces and name not in before.own:
+            missing[name] = "the process was started without"
+    own = " ".join(sorted(before.namespaces.keys() - missing.keys())) or "none"
+    if not missing:
+        return True, own
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(missing.items()))
+    return False, f"{own}; missing: {reasons}"
+
+
+def _unshare(names: list[str]) -> dict[str, str]:
+    """Make new namespaces of these kinds; those that could not be made, and why."""
+    flags = CloneFlag(0)
+    for name in names:
+        flags |= _UNSHARED[name]
+    try:
+        namespaces.unshare(flags)
+    except OSError:
+        pass  # one of them is refused: which one, only trying each will tell
+    else:
+        return {}
+    missing = {}
+    for name in names:
+        try:
+            namespaces.unshare(_UNSHARED[name])
+        except OSError as error:
+            missing[name] = _reason(error)
+    return missing
+
+
+def _root(before: _Before) -> tuple[bool, str]:
+    if namespaces.namespace_ids().get("mnt") == before.namespaces.get("mnt"):
+        namespaces.unshare(CloneFlag.NEWNS)
+    namespaces.pivot_to_empty_root()
+    return True, "an empty directory, read-only"
+
+
+def _identity(before: _Before) -> tuple[bool, str]:
+    groups = ""
+    try:
+        os.setgroups([])
+    except OSError as error:
+        groups = f"; the caller's groups: {_reason(error)}"
+    if any(ids.inside <= NOBODY < ids.inside + ids.length for ids in before.users):
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        return True, f"user and group {NOBODY}{groups}"
+    user = _outside(os.getuid(), before.users)
+    if "user" not in before.own:
+        return False, f"user {user}: no other one is mapped, and the user namespace is shared"
+    if user == 0:
+        return False, "user 0, outside its user namespace as well"
+    return True, f"user {user}, with no right that only its user namespace gives{groups}"
+
+
+def _outside(user: int, maps: tuple[_Ids, ...]) -> int:
+    """Who a user is one user namespace further out."""
+    for ids in maps:
+        if ids.inside <= user < ids.inside + ids.length:
+            return ids.outside + user - ids.inside
+    return user
+
+
+def _give_up_bounds() -> str:
+    """What limits the capabilities of programs executed later; what is left of it, in words."""
+    try:
+        capabilities.drop_bounding()
+        capabilities.lock_securebits()
+    except OSError as error:
+        return f"; the bounding set stays ({_reason(error)}), of no use with no_new_privs"
+    return "; bounding set empty"
+
+
+def _capabilities(bounds: str) -> tuple[bool, str]:
+    capabilities.drop_all()
+    return True, f"none{bounds}"
+
+
+def _no_new_privs() -> tuple[bool, str]:
+    capabilities.no_new_privs()
+    return True, "set; not dumpable"
+
+
+def _landlock() -> tuple[bool, str]:
+    version, step = landlock.restrict_everything()
+    words = [f"ABI {version}: {step.fs.bit_count()} rights over files"]
+    words += [name for name, there in (("TCP", step.net), ("scopes", step.scopes)) if there]
+    return True, ", ".join(words)
+
+
+def _limits(profile: Profile, *, own_user: bool) -> tuple[bool, str]:
+    limits = {
+        resource.RLIMIT_DATA: profile.memory,
+        resource.RLIMIT_AS: profile.address_space,
+        resource.RLIMIT_STACK: profile.stack,
+        resource.RLIMIT_NOFILE: profile.descriptors,
+        resource.RLIMIT_SIGPENDING: profile.signals,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_RTPRIO: 0,
+        resource.RLIMIT_NICE: 0,
+    }
+    if own_user:
+        limits[resource.RLIMIT_NPROC] = profile.threads
+    for limit, wanted in limits.items():
+        hard = resource.getrlimit(limit)[1]
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(limit, (value, value))
+    threads = profile.threads if own_user else "not limited (no user namespace of its own)"
+    return True, (
+        f"memory {profile.memory >> 20} MiB, {profile.descriptors} descriptors, threads {threads}, "
+        "files 0 bytes, no core"
+    )
+
+
+def _last_words(*, dumpable: bool) -> None:
+    """What changes of credentials undo."""
+    if not dumpable:
+        capabilities.set_dumpable(dumpable=False)
+    capabilities.set_parent_death_signal(signal.SIGKILL)
+
+
+def _seccomp(profile: Profile) -> tuple[bool, str]:
+    seccomp.install(assemble(profile.calls, seccomp.machine()))
+    return True, "a list of system calls"
