@@ -44,10 +44,10 @@ def refused(*words: str | Path) -> tuple[int, str]:
     return done.returncode, done.stderr.removeprefix("penstock: ").rstrip("\n")
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 20
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within 20 s"
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
         os.sched_yield()
 
 

@@ -25,6 +25,7 @@ is trusted. What the broker had sent when it died is read before anything is don
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import json
 import logging
@@ -33,7 +34,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, NoReturn, Self
 
@@ -54,6 +55,8 @@ _KEPT: Final = frozenset({Capability.SYS_ADMIN, Capability.DAC_READ_SEARCH, Capa
 _MAX_MESSAGE: Final = 64 * 1024
 _MAX_DESCRIPTORS: Final = 64
 """In one message; the kernel's own limit is 253."""
+_TEMPORARY: Final = "/tmp/penstock-"  # noqa: S108 - compared alone
+"""How directories of records begin that nobody but us makes; they go with the last record."""
 _DISMISS_SECONDS: Final = 2.0
 _SERVERS_SECONDS: Final = 0.5
 
@@ -196,7 +199,7 @@ class Keeper:
 # The keeper's side
 
 
-def _run(broker: int, channel: int, mask: set[signal.Signals]) -> NoReturn:
+def _run(broker: int, channel: int, mask: Iterable[int]) -> NoReturn:
     """What the child does. Nothing of the broker's code runs in it again."""
     try:
         # Objects of the broker must not close numbers that mean something else here.
@@ -206,7 +209,7 @@ def _run(broker: int, channel: int, mask: set[signal.Signals]) -> NoReturn:
         os._exit(0)
 
 
-def _settle(broker: int, channel: int, mask: set[signal.Signals]) -> tuple[int, int]:
+def _settle(broker: int, channel: int, mask: Iterable[int]) -> tuple[int, int]:
     """Become a process of its own; the descriptors of the broker and of the channel."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         with contextlib.suppress(OSError):
@@ -215,18 +218,11 @@ def _settle(broker: int, channel: int, mask: set[signal.Signals]) -> tuple[int, 
     os.setsid()
     os.chdir("/")
     set_name(_NAME)
+    kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (broker, channel)]
     null = os.open(os.devnull, os.O_RDWR)
-    lowest = 3
-    while lowest in {broker, channel, null}:
-        lowest += 1
-    kept = []
-    for fd in (broker, channel):
-        high = os.dup(fd)
-        while high < lowest:
-            high = os.dup(fd)
-        kept.append(high)
     for fd in range(3):
         os.dup2(null, fd)
+    os.set_inheritable(null, True)  # where it is one of those three
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in kept:
             with contextlib.suppress(OSError):
@@ -301,9 +297,10 @@ class _Watch:
         for name in self._task["names"]:
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=self._directory)
-        if self._task["directory"].startswith("/tmp/"):  # noqa: S108 - compared alone
+        directory: str = self._task["directory"]
+        if directory.startswith(_TEMPORARY) and directory.count("/") == 2:
             with contextlib.suppress(OSError):  # others may have theirs there
-                os.rmdir(self._task["directory"])
+                os.rmdir(directory)
 
 
 def _has_ended(pidfd: int, seconds: float) -> bool:
