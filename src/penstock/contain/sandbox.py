@@ -38,7 +38,7 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from penstock.abi.process import CloneFlag
@@ -65,7 +65,9 @@ NOBODY: Final = 65534
 """User and group of a server that may choose."""
 
 _FIRST: Final = {"user": 0xEFFF_FFFD, "pid": 0xEFFF_FFFC}
-"""Namespaces that a process is born into, and the numbers of the machine's first ones."""
+"""The machine's first namespaces have these numbers on every Linux."""
+
+_BORN_INTO: Final = ("user", "pid")
 
 _UNSHARED: Final = {
     "mnt": CloneFlag.NEWNS,
@@ -107,7 +109,7 @@ def close(
     profile: Profile,
     *,
     layers: frozenset[str] = frozenset(LAYERS),
-    own: Collection[str] | None = None,
+    outside: Mapping[str, int] | None = None,
 ) -> tuple[LayerReport, ...]:
     """Close the sandbox for good.
 
@@ -117,8 +119,9 @@ def close(
     Args:
         profile: what is left to it.
         layers: which layers to close; all but in tests.
-        own: which of the namespaces ``user`` and ``pid`` the process was started in and shares
-            with nobody outside. If it is not given, those that are not the machine's first ones.
+        outside: the namespaces of whoever started this process, as
+            :func:`penstock.sys.namespaces.namespace_ids` told it there: one with the same number
+            is not the process's own. If it is not given, the machine's first ones count.
 
     Returns:
         A report on each of ``layers``. A layer that the kernel or the caller's rights do not
@@ -127,7 +130,7 @@ def close(
     Raises:
         RuntimeError: the process has more than one thread: some layers would bind only this one.
     """
-    before = _look(own)
+    before = _look(_FIRST if outside is None else outside)
     reports: dict[str, LayerReport] = {}
 
     def attempt(name: str, closing: Callable[[], tuple[bool, str]]) -> None:
@@ -164,7 +167,7 @@ def close_threads(profile: Profile) -> LayerReport:
     return LayerReport("seccomp", True, "a list of system calls; no more threads")
 
 
-def _look(own: Collection[str] | None) -> _Before:
+def _look(outside: Mapping[str, int]) -> _Before:
     """What is to be known before closing; without /proc, nothing.
 
     Raises:
@@ -178,9 +181,8 @@ def _look(own: Collection[str] | None) -> _Before:
         threads, here, users = threading.active_count(), {}, ()
     if threads > 1:
         raise RuntimeError("a sandbox is closed before there are threads")
-    if own is None:
-        own = [name for name, first in _FIRST.items() if here.get(name, first) != first]
-    return _Before(here, frozenset(own), users)
+    own = frozenset(name for name in _BORN_INTO if name in here and here[name] != outside.get(name))
+    return _Before(here, own, users)
 
 
 def _id_map(path: str) -> tuple[_Ids, ...]:
@@ -201,7 +203,7 @@ def _namespaces(before: _Before) -> tuple[bool, str]:
             namespaces.enter_time_namespace()
         except OSError as error:
             missing["time"] = _reason(error)
-    for name in _FIRST:
+    for name in _BORN_INTO:
         if name in before.namespaces and name not in before.own:
             missing[name] = "the process was started without"
     own = " ".join(sorted(before.namespaces.keys() - missing.keys())) or "none"
