@@ -3,9 +3,13 @@
 
 Invariants
     - A message is looked at only if it may come in the server's state (:data:`MAY_SEND`).
-    - Each kind of message that a server sends of its own accord has a rate (:data:`RATES`). Lines
-      for the log beyond theirs are dropped and counted; anything else is a violation then.
+    - All messages together have a rate (:data:`ALL`), which no honest server comes near, and each
+      kind that a server sends of its own accord has one (:data:`RATES`). Lines for the log beyond
+      theirs are dropped and counted; anything else is a violation then.
+    - Nothing is an answer that was not asked for.
     - Numbers that name a place in the image lie inside the image.
+    - A layer of the sandbox that was missing stays missing, whatever a server says of it that has
+      seen the image.
 """
 
 from __future__ import annotations
@@ -13,30 +17,39 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from penstock.broker.channel import Channel
 from penstock.broker.launch import Launched
 from penstock.broker.outcome import Outcome, judge_exit
 from penstock.broker.protocol import (
+    BECOMES,
     MAY_SEND,
     VERSION,
+    Body,
     Ended,
     EndReason,
     Failed,
-    FailureCode,
+    GetStatistics,
+    Hello,
+    Image,
     Kind,
     Layer,
     Message,
     ProtocolError,
+    Purpose,
     Ready,
     Serving,
     State,
+    Statistics,
     Welcome,
+    kind_of,
 )
 
-__all__ = ["RATES", "Peer", "Rate"]
+__all__ = ["ALL", "RATES", "Peer", "Rate"]
 
 
 class Rate(NamedTuple):
@@ -46,6 +59,8 @@ class Rate(NamedTuple):
     per_second: float
 
 
+ALL: Final = Rate(50_000, 20_000)
+"""Messages of one server, whatever they are."""
 RATES: Final[dict[Kind, Rate]] = {
     Kind.LOG: Rate(100, 5),
     Kind.STATISTICS: Rate(32, 32),
@@ -53,7 +68,6 @@ RATES: Final[dict[Kind, Rate]] = {
     Kind.BACKING_CLOSE: Rate(40_000, 40_000),
     Kind.INVALIDATE: Rate(10_000, 5_000),
 }
-_LAYERS: Final = 32
 _LARGEST_BLOCK: Final = 1 << 20
 
 
@@ -84,9 +98,10 @@ class Peer:
     Args:
         launched: its process and socket; owned from here on.
         number: which of the mount's servers, from 0.
+        chatty: take as many lines for the log as come.
     """
 
-    def __init__(self, launched: Launched, number: int = 0) -> None:
+    def __init__(self, launched: Launched, number: int = 0, *, chatty: bool = False) -> None:
         self.pid = launched.pid
         self.pidfd = launched.pidfd
         self.channel: Channel = launched.channel
@@ -97,13 +112,42 @@ class Peer:
         self.failed: Failed | None = None
         self.goodbye: EndReason | None = None
         self.image_size = 0
-        """Bytes; set before the image is sent."""
+        """Bytes, as it was told."""
         self.dropped = 0
         """Log lines that were too many."""
         self.exit_status: int | None = None
         """As os.waitstatus_to_exitcode gives it; None while the process runs."""
         now = time.monotonic()
+        self._all = _Bucket(ALL, now)
         self._buckets = {kind: _Bucket(rate, now) for kind, rate in RATES.items()}
+        if chatty:
+            del self._buckets[Kind.LOG]
+        self._purpose = Purpose.MOUNT
+        self._unanswered = 0
+        self._lock = threading.Lock()
+
+    def send(self, body: Body, fds: Sequence[int] = (), serial: int = 0) -> None:
+        """Send it a message, and note what that makes of it. From any thread.
+
+        Raises:
+            BlockingIOError: it does not read.
+            OSError: it has gone.
+        """
+        with self._lock:
+            self.channel.send(body, fds, serial)
+            if isinstance(body, GetStatistics):
+                self._unanswered += 1
+            elif isinstance(body, Hello):
+                self._purpose = body.purpose
+            elif isinstance(body, Image):
+                self.image_size = body.size
+            self._become(kind_of(body))
+
+    def _become(self, kind: Kind) -> None:
+        state = BECOMES[self.state].get(kind, self.state)
+        if state is State.JUDGING and self._purpose is Purpose.DESCRIBE:
+            state = State.DESCRIBING
+        self.state = state
 
     def take(self, message: Message) -> bool:
         """Check a message and note what it says of the server itself.
@@ -115,43 +159,56 @@ class Peer:
             ProtocolError: it may not come now, or says what cannot be.
         """
         kind = message.kind
-        if kind not in MAY_SEND[self.state]:
-            raise ProtocolError(f"{kind.name} from a server that is {self.state.value}")
-        bucket = self._buckets.get(kind)
-        if bucket is not None and not bucket.take(time.monotonic()):
-            if kind is Kind.LOG:
+        with self._lock:
+            if kind not in MAY_SEND[self.state]:
+                raise ProtocolError(f"{kind.name} from a server that is {self.state.value}")
+            if not self._in_time(kind):
                 self.dropped += 1
                 return False
-            raise ProtocolError(f"{kind.name} comes too often")
-        body = message.body
-        if isinstance(body, Welcome):
-            self._welcome(body)
-        elif isinstance(body, Ready):
-            self._ready(body)
-        elif isinstance(body, Serving):
-            self._add_layers(body.layers)
-            self.state = State.SERVING
-        elif isinstance(body, Failed):
-            self._failed(body)
-        elif isinstance(body, Ended):
-            if body.reason not in set(EndReason):
-                raise ProtocolError(f"ENDED: unknown reason {body.reason}")
-            self.goodbye = EndReason(body.reason)
-            self.state = State.ENDED
+            self._note(message.body)
+            self._become(kind)
         return True
 
-    def _welcome(self, body: Welcome) -> None:
-        if body.version != VERSION:
-            raise ProtocolError(f"WELCOME: version {body.version}, not {VERSION}")
-        self._add_layers(body.layers)
-        self.state = State.WELCOMED
+    def _in_time(self, kind: Kind) -> bool:
+        """Whether the message comes within its rate; False: leave it be."""
+        now = time.monotonic()
+        if not self._all.take(now):
+            raise ProtocolError("its messages come too often")
+        bucket = self._buckets.get(kind)
+        if bucket is None or bucket.take(now):
+            return True
+        if kind is not Kind.LOG:
+            raise ProtocolError(f"{kind.name} comes too often")
+        return False
+
+    def _note(self, body: Body) -> None:
+        if isinstance(body, Welcome):
+            if body.version != VERSION:
+                raise ProtocolError(f"WELCOME: version {body.version}, not {VERSION}")
+            self._add_layers(body.layers)
+        elif isinstance(body, Ready):
+            self._check_place(body)
+            self.ready = body
+        elif isinstance(body, Serving):
+            self._add_layers(body.layers)
+        elif isinstance(body, Failed):
+            self.failed = body
+        elif isinstance(body, Ended):
+            self.goodbye = body.reason
+        elif isinstance(body, Statistics):
+            if not self._unanswered:
+                raise ProtocolError("STATISTICS that nobody asked for")
+            self._unanswered -= 1
 
     def _add_layers(self, layers: tuple[Layer, ...]) -> None:
-        self.layers.update((layer.name, layer) for layer in layers)
-        if len(self.layers) > _LAYERS:
-            raise ProtocolError("too many layers")
+        """Note layers; one that was missing before the image came stays missing."""
+        first = self.state is State.STARTED
+        for layer in layers:
+            known = self.layers.get(layer.name)
+            if first or (known is not None and known.in_force):
+                self.layers[layer.name] = layer
 
-    def _ready(self, body: Ready) -> None:
+    def _check_place(self, body: Ready) -> None:
         size = self.image_size
         if not 0 < body.length <= size or body.offset > size - body.length:
             raise ProtocolError(
@@ -160,14 +217,6 @@ class Peer:
         block = body.block_size
         if block & (block - 1) or not 512 <= block <= _LARGEST_BLOCK:
             raise ProtocolError(f"READY: blocks of {block} bytes")
-        self.ready = body
-        self.state = State.READY
-
-    def _failed(self, body: Failed) -> None:
-        if body.code not in set(FailureCode):
-            raise ProtocolError(f"FAILED: unknown code {body.code}")
-        self.failed = body
-        self.state = State.ENDED
 
     # The process
 

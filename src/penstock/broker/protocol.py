@@ -22,6 +22,7 @@ from penstock.abi.layout import s64, u8, u16, u32, u64
 from penstock.broker.codec import Cursor, Form, Longest, ProtocolError, put, take
 
 __all__ = [
+    "BECOMES",
     "MAX_MESSAGE",
     "MAX_WORKERS",
     "MAY_SEND",
@@ -61,6 +62,7 @@ __all__ = [
     "Word",
     "decode",
     "encode",
+    "kind_of",
 ]
 
 VERSION: Final = 1
@@ -139,15 +141,24 @@ class EndReason(enum.IntEnum):
 
 
 class State(enum.Enum):
-    """Where a server is, as the broker sees it."""
+    """Where a server is, as the broker sees it: what came from it last, or went to it."""
 
     STARTED = "started"
     """Nothing has come from it."""
     WELCOMED = "welcomed"
-    """It has closed its sandbox, and waits for the image or judges it."""
+    """It has closed its sandbox, and waits for the image."""
+    JUDGING = "judging"
+    """It has the image."""
+    DESCRIBING = "describing"
+    """It has the image, and has only to say what it is."""
     READY = "ready"
-    """The image is good."""
+    """The image is good; it waits for what it is to serve."""
+    STARTING = "starting"
+    """It has the connection."""
     SERVING = "serving"
+    """All its threads run."""
+    READING = "reading"
+    """It has a stream to serve."""
     ENDED = "ended"
     """It has said goodbye, or failed; nothing more may come."""
 
@@ -399,21 +410,45 @@ _RULES: Final[dict[Kind, _Rule]] = {
 }
 _KINDS: Final = {rule.body: kind for kind, rule in _RULES.items()}
 
+_ANYTIME: Final = {Kind.LOG, Kind.FAILED}
 MAY_SEND: Final[dict[State, frozenset[Kind]]] = {
-    State.STARTED: frozenset({Kind.WELCOME, Kind.LOG, Kind.FAILED}),
-    State.WELCOMED: frozenset({Kind.READY, Kind.FAILED, Kind.DESCRIPTION, Kind.LOG, Kind.ENDED}),
-    State.READY: frozenset(
-        {Kind.SERVING, Kind.FAILED, Kind.LOG, Kind.VERDICT, Kind.ENDED, Kind.STATISTICS}
-    ),
+    State.STARTED: frozenset({Kind.WELCOME, *_ANYTIME}),
+    State.WELCOMED: frozenset(_ANYTIME),
+    State.JUDGING: frozenset({Kind.READY, *_ANYTIME}),
+    State.DESCRIBING: frozenset({Kind.DESCRIPTION, Kind.ENDED, *_ANYTIME}),
+    State.READY: frozenset(_ANYTIME),
+    State.STARTING: frozenset({Kind.SERVING, *_ANYTIME}),
     State.SERVING: frozenset(
         {
             Kind.LOG, Kind.STATISTICS, Kind.BACKING_OPEN, Kind.BACKING_CLOSE, Kind.INVALIDATE,
             Kind.ENDED,
         }
     ),
+    State.READING: frozenset({Kind.LOG, Kind.VERDICT, Kind.ENDED}),
     State.ENDED: frozenset(),
 }  # fmt: skip
 """What a server may send in each state."""
+
+BECOMES: Final[dict[State, dict[Kind, State]]] = {
+    State.STARTED: {Kind.WELCOME: State.WELCOMED, Kind.FAILED: State.ENDED},
+    State.WELCOMED: {Kind.IMAGE: State.JUDGING, Kind.FAILED: State.ENDED},
+    State.JUDGING: {Kind.READY: State.READY, Kind.FAILED: State.ENDED},
+    State.DESCRIBING: {Kind.FAILED: State.ENDED, Kind.ENDED: State.ENDED},
+    State.READY: {
+        Kind.SERVE: State.STARTING, Kind.READ: State.READING, Kind.FAILED: State.ENDED,
+    },
+    State.STARTING: {Kind.SERVING: State.SERVING, Kind.FAILED: State.ENDED},
+    State.SERVING: {Kind.ENDED: State.ENDED},
+    State.READING: {Kind.ENDED: State.ENDED},
+    State.ENDED: {},
+}  # fmt: skip
+"""What a message makes of a state, whoever sent it; with :attr:`Purpose.DESCRIBE` an IMAGE makes
+:attr:`State.DESCRIBING`. Others leave it as it is."""
+
+
+def kind_of(body: Body) -> Kind:
+    """The kind of message that a body belongs to."""
+    return _KINDS[type(body)]
 
 
 class Message(NamedTuple):
@@ -426,7 +461,7 @@ class Message(NamedTuple):
     @property
     def kind(self) -> Kind:
         """What it is."""
-        return _KINDS[type(self.body)]
+        return kind_of(self.body)
 
 
 def encode(body: Body, serial: int = 0) -> bytes:
