@@ -91,16 +91,6 @@ def test_pieces_are_counted_by_the_pages_they_touch() -> None:
         assert not pipe.fits(body(*[FileRange(5, n * 2 * page, 1) for n in range(pipe.slots)]))
 
 
-def test_zeros_are_not_kept_in_memory() -> None:
-    assert os.fstat(zeros).st_blocks == 0
-    with SplicePipe() as pipe:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            pipe.send(ours.fileno(), HEAD, body(FileRange(ZEROS, 0, 65536)))
-            theirs.recv(len(HEAD) + 65536, socket.MSG_WAITALL)
-    assert os.fstat(zeros).st_blocks == 0
-
-
 def test_copy_tells_before_it_waits(tmp_path: Path) -> None:
     path = tmp_path / "cold"
     path.write_bytes(CONTENT)

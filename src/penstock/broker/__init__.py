@@ -10,4 +10,18 @@ answers INIT, ``backings.py`` registers backing files, ``keeper.py`` unmounts wh
 Each is imported by who needs it: the server's side needs little.
 """
 
-__all__ = ["attach", "channel", "codec", "launch", "options", "protocol"]
+__all__ = [
+    "attach",
+    "backings",
+    "channel",
+    "codec",
+    "ending",
+    "handshake",
+    "keeper",
+    "launch",
+    "mount",
+    "options",
+    "outcome",
+    "peer",
+    "protocol",
+]

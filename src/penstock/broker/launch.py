@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 from penstock.abi.process import CloneFlag
 from penstock.broker.channel import Channel
+from penstock.sys.namespaces import namespace_ids
 from penstock.sys.spawn import IdMap, Spawned, spawn
 
 __all__ = ["NOBODY", "Launched", "launch"]
@@ -41,11 +42,10 @@ class Launched(NamedTuple):
     """This side's end; does not block."""
 
 
-def launch(*, sandbox: bool = True, max_fds: int = 0) -> Launched:
+def launch(*, max_fds: int = 0) -> Launched:
     """Start a server. The calling process must have one thread.
 
     Args:
-        sandbox: whether in namespaces of its own, and with the sandbox that it closes itself.
         max_fds: descriptors that one of its messages may bring.
 
     Raises:
@@ -58,7 +58,7 @@ def launch(*, sandbox: bool = True, max_fds: int = 0) -> Launched:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         # Now, so that no message can come without its sender.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        started = _start([null, null, null, theirs.fileno()], sandbox=sandbox)
+        started = _start([null, null, null, theirs.fileno()])
     except BaseException:
         ours.close()
         raise
@@ -69,21 +69,21 @@ def launch(*, sandbox: bool = True, max_fds: int = 0) -> Launched:
     return Launched(*started, Channel(ours, sender=started.pid, max_fds=max_fds))
 
 
-def _start(fds: list[int], *, sandbox: bool) -> Spawned:
-    if not sandbox:
-        return spawn(_program("off"), fds=fds)
+def _start(fds: list[int]) -> Spawned:
+    """In the best namespaces that the caller may make."""
+    program = _program()
     for users, groups in _maps():
         try:
-            return spawn(_program("user"), fds=fds, namespaces=_NEW, users=users, groups=groups)
+            return spawn(program, fds=fds, namespaces=_NEW, users=users, groups=groups)
         except OSError as error:
             if error.errno not in _FORBIDDEN:
                 raise
     try:
-        return spawn(_program("pid"), fds=fds, namespaces=CloneFlag.NEWPID)
+        return spawn(program, fds=fds, namespaces=CloneFlag.NEWPID)
     except OSError as error:
         if error.errno not in _FORBIDDEN:
             raise
-    return spawn(_program("none"), fds=fds)
+    return spawn(program, fds=fds)
 
 
 def _maps() -> list[tuple[list[IdMap], list[IdMap]]]:
@@ -96,14 +96,15 @@ def _maps() -> list[tuple[list[IdMap], list[IdMap]]]:
     return [(two, two), own]
 
 
-def _program(namespaces: str) -> list[str]:
-    """The command line of a server; ``namespaces`` says what it was started with."""
+def _program() -> list[str]:
+    """The command line of a server. It is told this process's namespaces: others are its own."""
+    outside = ",".join(f"{name}={number}" for name, number in namespace_ids().items())
     modules = [path for path in (_folder("penstock"), _folder("crc32c")) if path]
     start = (
         f"import sys; sys.path += {list(dict.fromkeys(modules))!r}; "
         "from penstock.contain.server import main; main(sys.argv[1])"
     )
-    return [sys.executable, "-I", "-S", "-B", "-c", start, namespaces]
+    return [sys.executable, "-I", "-S", "-B", "-c", start, outside]
 
 
 def _folder(package: str) -> str | None:

@@ -34,7 +34,7 @@ ARGUMENTS: Final[tuple[Argument, ...]] = (
     Argument(("-o",), Shape.REPEATED, "words of fstab(5) and of penstock(1)", "WORD[=VALUE],…"),
     Argument(
         ("-t",), Shape.VALUE,
-        "penstock.TYPE or fuse.penstock.TYPE: what the image holds", "TYPE",
+        "the line's type; after penstock. or fuse.penstock. it says what the image holds", "TYPE",
     ),
     Argument(("-N",), Shape.VALUE, "mount in this mount namespace", "NAMESPACE"),
     Argument(("-s",), Shape.FLAG, "leave unknown words out instead of refusing them"),

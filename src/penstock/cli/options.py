@@ -112,6 +112,22 @@ WORDS: Final[tuple[Word, ...]] = (
         ("auto|off|MICROSECONDS",), "auto",
     ),
     Word("datapath", Kind.TEXT, "who moves file data", ("auto|splice|copy",), "auto"),
+    Word(
+        "sandbox", Kind.CHOICE,
+        "keep the server, which parses the image, in a sandbox; strict: refuse to mount if a layer "
+        "of it is missing; no: for debugging",
+        ("yes", "strict", "no"), "yes",
+    ),
+    Word(
+        "crash", Kind.CHOICE, "what becomes of the mount when its server dies",
+        ("umount", "keep"), "umount",
+    ),
+    Word("processes", Kind.NUMBER, "server processes, each with its own sandbox", ("N",), "1"),
+    Word(
+        "request_timeout", Kind.NUMBER,
+        "end the connection when a request is not answered in so many seconds (at least 15)",
+        ("SECONDS",), "never",
+    ),
     Word("fsname", Kind.TEXT, "the source shown in /proc/mounts", ("NAME",), "SOURCE"),
     Word("subtype", Kind.TEXT, "the type shown in /proc/mounts after fuse.", ("NAME",), "penstock"),
     Word("help", Kind.FLAG, "show these words and those of the servers"),
@@ -276,6 +292,58 @@ COMMANDS: Final[tuple[Command, ...]] = (
         "show what this kernel and this user can do, and how that is known",
         (_JSON,),
         "Each feature is tried where that is harmless, else read from where the system says it.",
+        prints=True,
+    ),
+    Command(
+        "serve",
+        "answer one mount helper on an inherited socket (for a service manager)",
+        (
+            Argument(("TYPE",), Shape.ONE, "what the images hold: ext4"),
+            Argument(
+                ("--fd",), Shape.VALUE, "the socket (default: as LISTEN_FDS says)", "N", number=True
+            ),
+        ),
+        "Speaks version 1 of libfuse's fuse service protocol, in which fuservicemount3 opens the "
+        "image and mounts. Ends when the image is unmounted.",
+    ),
+    Command(
+        "install-system",
+        "put mount helpers, units and manual pages where the system looks for them",
+        (
+            Argument(("--remove",), Shape.FLAG, "take them away instead"),
+            Argument(("--dry-run",), Shape.FLAG, "only say what would be done"),
+            Argument(("--root",), Shape.VALUE, "put everything below this directory", "DIR"),
+            Argument(
+                ("--alias",),
+                Shape.VALUE,
+                "more names for the service, as ext4,ext3,ext2; mount(8) may then prefer it to the "
+                "kernel's own",
+                "NAME,…",
+            ),
+            Argument(("--helpers",), Shape.VALUE, "for mount helpers (default: /sbin)", "DIR"),
+            Argument(
+                ("--units",),
+                Shape.VALUE,
+                "for systemd (default: /usr/local/lib/systemd/system)",
+                "DIR",
+            ),
+            Argument(
+                ("--tmpfiles",),
+                Shape.VALUE,
+                "for tmpfiles.d (default: /usr/local/lib/tmpfiles.d)",
+                "DIR",
+            ),
+            Argument(
+                ("--man",), Shape.VALUE, "for manual pages (default: /usr/local/share/man)", "DIR"
+            ),
+            Argument(
+                ("--python",), Shape.VALUE, "the interpreter to name (default: this one)", "PATH"
+            ),
+            Argument(
+                ("--force",), Shape.FLAG, "although others than root can change this installation"
+            ),
+        ),
+        "Files that are not penstock's are neither replaced nor removed. Nothing is enabled.",
         prints=True,
     ),
 )

@@ -7,6 +7,14 @@ the broker, which answers for a server that it does not trust. Start with :func:
 """
 
 from penstock.negotiate.init import REFUSED, SUPPORTED, Limits, Profile, When, negotiate
-from penstock.negotiate.profile import IMAGE
+from penstock.negotiate.profile import image_profile
 
-__all__ = ["IMAGE", "REFUSED", "SUPPORTED", "Limits", "Profile", "When", "negotiate"]
+__all__ = [
+    "REFUSED",
+    "SUPPORTED",
+    "Limits",
+    "Profile",
+    "When",
+    "image_profile",
+    "negotiate",
+]

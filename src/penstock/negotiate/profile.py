@@ -7,19 +7,22 @@ the server was started as.
 
 from __future__ import annotations
 
-from typing import Final
-
 from penstock.abi.fuse import InitFlag
 from penstock.negotiate.init import Profile, When
 
-__all__ = ["IMAGE"]
+__all__ = ["image_profile"]
 
 
-IMAGE: Final = Profile(
-    want=InitFlag.EXPORT_SUPPORT
-    | InitFlag.POSIX_ACL
-    | InitFlag.CACHE_SYMLINKS
-    | InitFlag.EXPLICIT_INVAL_DATA,
-    has=frozenset({When.READDIRPLUS}),
-)
-"""A tree that never changes: everything may be cached for ever."""
+def image_profile(*, acl: bool = True, idmap: bool = False) -> Profile:
+    """A tree that never changes: everything may be cached for ever.
+
+    Args:
+        acl: whether the kernel enforces POSIX ACLs.
+        idmap: whether the mount may be idmapped. Then the kernel does not say who asks.
+    """
+    want = InitFlag.EXPORT_SUPPORT | InitFlag.CACHE_SYMLINKS | InitFlag.EXPLICIT_INVAL_DATA
+    if acl:
+        want |= InitFlag.POSIX_ACL
+    if idmap:
+        want |= InitFlag.ALLOW_IDMAP
+    return Profile(want, has=frozenset({When.READDIRPLUS}))

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from penstock.abi.fuse import INVALID_UIDGID, InitFlag
+from penstock.abi.fuse import INVALID_UIDGID
 from penstock.formats.errors import CorruptImage
 from penstock.formats.ext4.format import NAME_MAX, XATTR_PREFIXES, InodeFlag
 from penstock.formats.ext4.inode import Inode
@@ -45,7 +45,7 @@ from penstock.fs import (
     StatFs,
     StatxReply,
 )
-from penstock.negotiate import IMAGE
+from penstock.negotiate import image_profile
 from penstock.servers.base import Server
 from penstock.servers.ext4.describe import describe
 from penstock.servers.ext4.options import Ext4Options
@@ -104,7 +104,6 @@ class Ext4Server(Operations):
         options: ownership to show.
     """
 
-    want = IMAGE.want
     forgettable = False
 
     def __init__(
@@ -117,10 +116,7 @@ class Ext4Server(Operations):
         self._reader = reader
         self._source = source
         self._offset = source.offset
-        if not options.acl:
-            self.want &= ~InitFlag.POSIX_ACL
-        if options.idmap:
-            self.want |= InitFlag.ALLOW_IDMAP
+        self.want = image_profile(acl=options.acl, idmap=options.idmap).want
         self._uid = options.uid
         self._gid = options.gid
         self._block_size = reader.block_size

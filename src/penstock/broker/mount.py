@@ -1,0 +1,595 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One mount, from starting its servers to the end of the last of them.
+
+The steps are :meth:`Broker.launch`, :meth:`Broker.judge` (the servers look at the image),
+:meth:`Broker.mount` and :meth:`Broker.wait`. One thread, that of the caller, does all of it; only
+:meth:`statistics`, :meth:`unmount`, :meth:`abort` and :meth:`ask` may be called from others.
+
+Invariants
+    - Nothing is attached to the tree before every server has called the image good and serves.
+    - This process holds a descriptor of the connection: it hears of its end, and no server's death
+      ends it before it is known why.
+    - Once one server is gone the others are ended too, and the connection with them: nobody waits
+      for an answer that does not come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from penstock.broker.attach import (
+    Attachment,
+    detach_newer,
+    max_pages,
+    open_connection,
+    set_readahead,
+    unmount,
+)
+from penstock.broker.handshake import answer_init
+from penstock.broker.launch import Launched, launch
+from penstock.broker.options import MountOptions
+from penstock.broker.outcome import End, Outcome, ServerFailure, oom_kills
+from penstock.broker.peer import Peer
+from penstock.broker.protocol import (
+    MAX_WORKERS,
+    VERSION,
+    BackingOpen,
+    BackingReply,
+    Body,
+    FailureCode,
+    GetStatistics,
+    Hello,
+    Image,
+    Invalidate,
+    Invalidated,
+    Layer,
+    Log,
+    Message,
+    ProtocolError,
+    Purpose,
+    Ready,
+    Serve,
+    State,
+    Statistics,
+    Stop,
+    Word,
+)
+from penstock.fs import Connection
+from penstock.negotiate import Limits, Profile
+from penstock.sys.devfuse import clone
+from penstock.sys.files import large_pipe
+from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
+
+__all__ = ["Broker", "BrokerStatistics", "Containment", "ServerStatistics", "Source"]
+
+_log = logging.getLogger(__name__)
+
+_START_SECONDS: Final = 30.0
+_JUDGE_SECONDS: Final = 120.0
+_SERVE_SECONDS: Final = 30.0
+_LEAVE_SECONDS: Final = 10.0
+"""How long a server may take to end once its connection has."""
+_EXIT_SECONDS: Final = 1.0
+"""How long between the end of a server's socket and that of its process."""
+_LAZY_SECONDS: Final = 1.0
+_MESSAGES_A_TURN: Final = 64
+_LEVELS: Final = frozenset({logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR})
+
+
+class Containment(NamedTuple):
+    """How the servers are kept, as the user chose."""
+
+    strict: bool = False
+    """Refuse to mount if a layer of the sandbox is missing."""
+    keep_crashed: bool = False
+    """Leave the mount there when its server dies; its users get ENOTCONN."""
+    processes: int = 1
+    request_timeout: int = 0
+    """Seconds in which each request must be answered; 0 = for ever."""
+    log_level: int = logging.INFO
+    """The least important lines that the servers send; DEBUG has one for each request."""
+
+
+_DEFAULT: Final = Containment()
+
+
+class Source(NamedTuple):
+    """What the servers are given."""
+
+    fd: int
+    """The image, open for reading; stays the caller's."""
+    size: int
+    """Bytes."""
+    type: str = ""
+    words: tuple[tuple[str, str], ...] = ()
+
+
+class ServerStatistics(NamedTuple):
+    """One server."""
+
+    pid: int
+    layers: tuple[Layer, ...]
+    counters: Statistics | None
+    """None if it did not answer in time."""
+    dropped_lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerStatistics:
+    """A snapshot of one mount."""
+
+    mountpoint: str
+    how: str
+    connection: Connection
+    servers: tuple[ServerStatistics, ...]
+    uptime_seconds: float
+
+
+class Broker:
+    """A mount whose servers are not trusted. A context manager: leaving it ends everything.
+
+    Args:
+        mountpoint: an existing directory.
+        options: how to mount, and how to serve.
+        profile: what kind of filesystem it is.
+        containment: how to keep the servers.
+        start: starts a server; for tests.
+    """
+
+    def __init__(
+        self,
+        mountpoint: str | os.PathLike[str],
+        options: MountOptions,
+        profile: Profile,
+        containment: Containment = _DEFAULT,
+        *,
+        start: Callable[[], Launched] = launch,
+    ) -> None:
+        self.mountpoint = resolve_parent(os.fspath(mountpoint))
+        self.info: MountInfo | None = None
+        """The mount as the kernel lists it, once it is attached."""
+        self.peers: list[Peer] = []
+        self._options = options
+        self._profile = profile
+        self._containment = containment
+        self._start = start
+        self._poll = select.poll()
+        self._fds: dict[int, Peer] = {}
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll.register(self._wake, select.POLLIN)
+        self._device = -1
+        self._attachment: Attachment | None = None
+        self._connection: Connection | None = None
+        self._gone = False
+        self._aborted = False
+        self._asked = False
+        self._outcome: Outcome | None = None
+        self._oom_kills = oom_kills()
+        self._started = time.monotonic()
+        self._serial = 0
+        self._answers: dict[tuple[int, int], Statistics] = {}
+        self._answered = threading.Condition()
+        self._undo = contextlib.ExitStack()
+
+    # The steps
+
+    def launch(self) -> None:
+        """Start the servers. The process must have one thread.
+
+        Raises:
+            OSError: they cannot be started.
+        """
+        count = self._containment.processes
+        level = self._containment.log_level
+        chatty = level <= logging.DEBUG
+        for number in range(count):
+            peer = Peer(self._start(), number, chatty=chatty)
+            self.peers.append(peer)
+            for fd in (peer.channel.fileno(), peer.pidfd):
+                self._fds[fd] = peer
+                self._poll.register(fd, select.POLLIN)
+            hello = Hello(VERSION, VERSION, Purpose.MOUNT, number, count, level)
+            self._send(peer, hello)
+
+    def judge(self, source: Source) -> Ready:
+        """Have the servers look at the image.
+
+        Raises:
+            ServerFailure: it is not served, and why.
+        """
+        self._until(
+            lambda: all(peer.state is not State.STARTED for peer in self.peers),
+            _START_SECONDS,
+            "has not started",
+        )
+        self._check_layers()
+        words = tuple(Word(*pair) for pair in source.words)
+        for peer in self.peers:
+            self._send(peer, Image(source.size, source.type, words), [source.fd])
+        self._until(
+            lambda: all(peer.ready is not None for peer in self.peers),
+            _JUDGE_SECONDS,
+            "has not judged the image",
+        )
+        verdicts = {peer.ready for peer in self.peers}
+        verdict = verdicts.pop()
+        if verdicts or verdict is None:
+            raise ServerFailure(
+                "the servers do not agree on what the image is",
+                outcome=Outcome(End.VIOLATION, "the servers contradict each other"),
+            )
+        return verdict
+
+    def mount(self) -> None:
+        """Make the mount, hand it to the servers, and attach it once they serve.
+
+        Raises:
+            OSError: the mount point cannot be used, or the caller may not mount.
+            ServerFailure: a server has failed meanwhile.
+        """
+        self._undo.callback(detach_newer, self.mountpoint, find_mount(self.mountpoint))
+        attachment = self._attachment = open_connection(self.mountpoint, self._options)
+        self._device = attachment.fd
+        self._undo.callback(attachment.abandon)
+        attachment.create(self._shake_hands)
+        self._poll.register(self._device, 0)  # tells of its end alone
+        for peer in self.peers:
+            self._hand_over(peer)
+        self._until(
+            lambda: all(peer.state is State.SERVING for peer in self.peers),
+            _SERVE_SECONDS,
+            "does not serve",
+        )
+        self._check_layers()
+        attachment.attach()
+        self.info = find_mount(self.mountpoint)
+        if self.info is not None:
+            set_readahead(self.info.minor, self._options.readahead)
+        self._started = time.monotonic()
+        self._undo.pop_all()
+
+    def wait(self) -> Outcome:
+        """Serve until the mount has ended, or :meth:`ask` was called.
+
+        Returns:
+            Why it has ended.
+        """
+        while self._outcome is None and not self._gone and not self._asked:
+            self._turn(None)
+        if self._asked and self._outcome is None and not self._gone:
+            self._detach()
+        if self._gone and self._outcome is None:
+            self._outcome = self._why_gone()
+        self._finish()
+        return self._outcome or Outcome(End.CLEAN, "unmounted")
+
+    def close(self) -> None:
+        """End everything that is left. Idempotent."""
+        with contextlib.suppress(OSError):
+            self._undo.close()
+        for peer in self.peers:
+            peer.close()
+        for fd in (self._device, self._wake):
+            if fd >= 0:
+                os.close(fd)
+        self._device = self._wake = -1
+
+    # From other threads
+
+    @property
+    def connection(self) -> int:
+        """Number of the FUSE connection (/sys/fs/fuse/connections/N); 0 if it is not known."""
+        return self.info.minor if self.info is not None else 0
+
+    @property
+    def mounted(self) -> bool:
+        """Whether this mount is still in the mount table."""
+        now = find_mount(self.mountpoint)
+        return self.info is not None and now is not None and now.mount_id == self.info.mount_id
+
+    def ask(self) -> None:
+        """Have :meth:`wait` unmount and return. Also from a signal handler."""
+        self._asked = True
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
+    def abort(self) -> None:
+        """End the connection at once; whoever waits for an answer gets an error."""
+        self._aborted = True
+        for peer in self.peers:
+            peer.kill()
+
+    def unmount(self, *, lazy: bool = False) -> None:
+        """Unmount; the servers end on their own then.
+
+        Args:
+            lazy: take it out of the tree although it is in use, and end the connection.
+
+        Raises:
+            OSError: EBUSY where it is in use and ``lazy`` was not asked for.
+        """
+        unmount(self.mountpoint, lazy=lazy)
+        if lazy and not self._wait_gone(_LAZY_SECONDS):
+            self.abort()
+
+    def statistics(self, timeout: float = 1.0) -> BrokerStatistics:
+        """A snapshot; asks the servers, and waits for those that do not answer in ``timeout``."""
+        with self._answered:
+            self._serial = serial = self._serial % 0xFFFF_FFFF + 1
+        wanted = set()
+        for peer in self.peers:
+            if peer.state is State.SERVING:
+                wanted.add((peer.number, serial))
+                self._send(peer, GetStatistics(), serial=serial)
+        with self._answered:
+            self._answered.wait_for(lambda: wanted <= self._answers.keys(), timeout)
+            answers = {key[0]: value for key, value in self._answers.items() if key in wanted}
+            self._answers.clear()
+        assert self._attachment is not None
+        assert self._connection is not None
+        servers = tuple(
+            ServerStatistics(
+                peer.pid, tuple(peer.layers.values()), answers.get(peer.number), peer.dropped
+            )
+            for peer in self.peers
+        )
+        return BrokerStatistics(
+            self.mountpoint,
+            self._attachment.how,
+            self._connection,
+            servers,
+            time.monotonic() - self._started,
+        )
+
+    # Making the mount
+
+    def _shake_hands(self) -> None:
+        options = self._options
+        limits = Limits(
+            max_write=options.max_write,
+            max_pages=max_pages(options),
+            request_timeout=self._containment.request_timeout,
+        )
+        self._connection = answer_init(self._device, limits, self._profile)
+
+    def _hand_over(self, peer: Peer) -> None:
+        """Give a server its descriptors of the connection, and what it cannot make itself."""
+        connection = self._connection
+        assert connection is not None
+        options = self._options
+        workers = min(options.workers, MAX_WORKERS)
+        body = Serve(
+            *connection, workers=workers, poll=str(options.poll), datapath=options.datapath
+        )
+        with contextlib.ExitStack() as made:
+            fds = [self._clone(made) for _ in range(workers)]
+            for _ in range(workers):
+                ends = large_pipe()
+                for fd in ends:
+                    made.callback(os.close, fd)
+                fds += ends
+            self._send(peer, body, fds)
+
+    def _clone(self, made: contextlib.ExitStack) -> int:
+        try:
+            fd = clone(self._device)
+        except OSError as error:
+            _log.info("workers share one descriptor: %s", error)
+            fd = os.dup(self._device)
+        made.callback(os.close, fd)
+        return fd
+
+    def _check_layers(self) -> None:
+        missing = {
+            layer.name: layer.detail
+            for peer in self.peers
+            for layer in peer.layers.values()
+            if not layer.in_force
+        }
+        if missing and self._containment.strict:
+            what = "; ".join(f"{name}: {detail}" for name, detail in missing.items())
+            raise ServerFailure(f"sandbox=strict: a layer is missing: {what}")
+        for name, detail in missing.items():
+            _log.info("the sandbox is without %s: %s", name, detail)
+
+    # Messages
+
+    def _send(self, peer: Peer, body: Body, fds: Sequence[int] = (), serial: int = 0) -> None:
+        """Send what may get lost when the server does not read: it is ended otherwise."""
+        try:
+            peer.send(body, fds, serial)
+        except OSError as error:
+            _log.debug("a message to server %d was not taken: %s", peer.number, error)
+
+    def _turn(self, timeout: float | None) -> None:
+        """Wait for something to happen, and see to it."""
+        for fd, _ in self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000):
+            if fd == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            elif fd == self._device:
+                self._poll.unregister(fd)
+                self._gone = True
+            else:
+                peer = self._fds.get(fd)
+                if peer is None:
+                    continue  # dropped earlier in this turn
+                if fd == peer.pidfd:
+                    self._dead(peer)
+                else:
+                    self._receive(peer)
+
+    def _receive(self, peer: Peer, most: int = _MESSAGES_A_TURN) -> None:
+        for _ in range(most):
+            try:
+                message = peer.channel.receive()
+                if message is None:
+                    self._hung_up(peer)
+                    return
+                self._take(peer, message)
+            except BlockingIOError:
+                return
+            except ProtocolError as error:
+                self._violation(peer, str(error))
+                return
+
+    def _take(self, peer: Peer, message: Message) -> None:
+        try:
+            if not peer.take(message):
+                return
+            body = message.body
+            if isinstance(body, Log):
+                level = body.level if body.level in _LEVELS else logging.INFO
+                _log.log(level, "server: %s", body.text)
+            elif isinstance(body, Statistics):
+                with self._answered:
+                    if message.serial == self._serial:
+                        self._answers[peer.number, message.serial] = body
+                        self._answered.notify_all()
+            elif isinstance(body, BackingOpen):
+                reply = BackingReply(errno.EOPNOTSUPP, 0)
+                self._send(peer, reply, serial=message.serial)
+            elif isinstance(body, Invalidate):
+                self._invalidate(peer, body)
+        finally:
+            for fd in message.fds:
+                os.close(fd)
+
+    def _invalidate(self, sender: Peer, body: Invalidate) -> None:
+        for peer in self.peers:
+            if peer is not sender:
+                self._send(peer, Invalidated(body.node))
+
+    # Ends
+
+    def _violation(self, peer: Peer, what: str) -> None:
+        self._settle(Outcome(End.VIOLATION, f"the server broke the broker's protocol: {what}"))
+        self._forget(peer, peer.channel.fileno())
+        peer.kill()
+
+    def _hung_up(self, peer: Peer) -> None:
+        """A server's socket is closed: its process ends now, or is ended."""
+        self._forget(peer, peer.channel.fileno())
+        waiter = select.poll()
+        waiter.register(peer.pidfd, select.POLLIN)
+        if not waiter.poll(_EXIT_SECONDS * 1000):
+            if peer.state is not State.ENDED:
+                self._settle(Outcome(End.VIOLATION, "the server closed its socket and lived on"))
+            peer.kill()
+
+    def _dead(self, peer: Peer) -> None:
+        if peer.channel.fileno() in self._fds:
+            self._receive(peer, 1 << 12)  # what it said before
+        for fd in (peer.channel.fileno(), peer.pidfd):
+            self._forget(peer, fd)
+        peer.reap(wait=True)
+        outcome = peer.outcome(oom_killed=oom_kills() > self._oom_kills)
+        if peer.failed is not None:
+            outcome = Outcome(End.ERROR, peer.failed.text)
+        if outcome is None and peer.state is State.ENDED and len(self._alive()) and not self._gone:
+            outcome = Outcome(End.ERROR, "a server ended by itself")
+        if outcome is not None and not self._aborted:
+            self._settle(outcome)
+        elif not self._alive():
+            self._gone = True
+
+    def _settle(self, outcome: Outcome) -> None:
+        """The first reason counts: what follows are its effects."""
+        if self._outcome is None:
+            self._outcome = outcome
+
+    def _forget(self, peer: Peer, fd: int) -> None:
+        if self._fds.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def _alive(self) -> list[Peer]:
+        return [peer for peer in self.peers if peer.exit_status is None]
+
+    def _until(self, done: Callable[[], bool], seconds: float, what: str) -> None:
+        """Serve messages until ``done``, or raise for what has come in between."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            failed = next((peer.failed for peer in self.peers if peer.failed is not None), None)
+            if failed is not None:
+                raise ServerFailure(failed.text, FailureCode(failed.code))
+            if self._outcome is not None:
+                raise ServerFailure(self._outcome.text, outcome=self._outcome)
+            if not self._alive():
+                raise ServerFailure("the server has ended", outcome=Outcome(End.ERROR, "ended"))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                text = f"the server {what} within {seconds:.0f} s"
+                raise ServerFailure(text, outcome=Outcome(End.HUNG, text))
+            self._turn(left)
+
+    def _wait_gone(self, seconds: float) -> bool:
+        """Whether the connection ends within so many seconds; from another thread than the loop."""
+        waiter = select.poll()
+        waiter.register(self._device, 0)
+        return bool(waiter.poll(seconds * 1000)) or self._gone
+
+    def _detach(self) -> None:
+        """Unmount; where the mount is in use, out of the tree all the same."""
+        try:
+            if self.mounted:
+                unmount(self.mountpoint, lazy=False)
+        except OSError as error:
+            _log.warning("%s: %s; detaching it", self.mountpoint, error.strerror or error)
+            with contextlib.suppress(OSError):
+                unmount(self.mountpoint, lazy=True)
+            if not self._wait_gone(_LAZY_SECONDS):
+                self.abort()
+
+    def _why_gone(self) -> Outcome | None:
+        """Why the connection has ended although all servers live; None if by unmounting."""
+        if self._aborted or self._asked or not self.mounted:
+            return None
+        timeout = self._containment.request_timeout
+        if timeout:
+            text = f"the server did not answer a request within {timeout} s"
+            return Outcome(End.HUNG, text)
+        return Outcome(End.ERROR, "somebody has aborted the connection")
+
+    def _finish(self) -> None:
+        """Have every server end, then the connection; detach what is left in the tree."""
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        if self._outcome is not None:  # nothing good comes from the others any more
+            deadline = 0.0
+        for peer in self.peers:
+            self._send(peer, Stop())
+        while self._alive():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                for peer in self._alive():
+                    if self._outcome is None:
+                        _log.warning("server %d does not end and is killed", peer.number)
+                    peer.kill()
+                    peer.reap(wait=True)
+                break
+            self._turn(left)
+        os.close(self._device)
+        self._device = -1
+        if not self._containment.keep_crashed and self.mounted:
+            with contextlib.suppress(OSError):
+                unmount(self.mountpoint, lazy=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.close()

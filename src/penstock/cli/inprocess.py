@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounting with everything in this process (``-o sandbox=no``): for debugging."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable
+
+from penstock.cli.errors import ExitCode, Failure, explain
+from penstock.cli.images import open_filesystem, open_source
+from penstock.cli.logs import warn
+from penstock.cli.mountpoints import claimed
+from penstock.cli.options import Words
+from penstock.cli.statistics import statistics_of
+from penstock.control import (
+    ABORT,
+    PING,
+    STATS,
+    UNMOUNT,
+    ControlError,
+    ControlServer,
+    Handler,
+    Record,
+)
+from penstock.serve import Mount, MountOptions, Stopped, ending, mount
+from penstock.servers import Server
+from penstock.sys.inuse import in_use
+from penstock.sys.notify import notify
+
+__all__ = ["serve_in_process"]
+
+_log = logging.getLogger(__name__)
+
+
+def serve_in_process(
+    arguments: argparse.Namespace, words: Words, options: MountOptions, ready: Callable[[], None]
+) -> int:
+    """Mount, call ``ready``, and serve until the mount has ended; the exit code."""
+    try:
+        with contextlib.ExitStack() as stack:
+            end = stack.enter_context(ending())
+            mounted = _mount(arguments, words, options, stack)
+            ready()
+            notify("READY=1", f"STATUS={arguments.source} is mounted on {mounted.mountpoint}")
+            end.wait(mounted)
+            notify("STOPPING=1")
+            mounted.close()  # while it is still on record, so that list never misses one
+    except Stopped:
+        return ExitCode.INTERRUPTED
+    return ExitCode.OK
+
+
+def _log_request(line: str) -> None:
+    _log.debug("%s", line)
+
+
+def _mount(
+    arguments: argparse.Namespace,
+    words: Words,
+    options: MountOptions,
+    stack: contextlib.ExitStack,
+) -> Mount:
+    """Open the image, mount it, publish it; everything is undone by ``stack``."""
+    fd = open_source(arguments.source, ExitCode.MOUNT)
+    stack.callback(os.close, fd)
+    with claimed(arguments.mountpoint) as target:
+        server = open_filesystem(arguments.source, fd, arguments.type, words.server, ExitCode.MOUNT)
+        for warning in server.warnings:
+            warn(f"{arguments.source}: {warning}")
+        user = in_use(fd)
+        if user is not None:
+            warn(f"{arguments.source}: is {user}: what is shown may be out of date or torn")
+        options = dataclasses.replace(options, read_only=options.read_only or server.read_only)
+        try:
+            trace = _log_request if arguments.debug else None
+            mounted = mount(server.operations, target, options, trace)
+        except OSError as error:
+            why = explain(error)
+            if "/dev/fuse" in str(error):
+                why += " (see penstock doctor)"
+            raise Failure(f"{arguments.mountpoint}: {why}", ExitCode.MOUNT) from error
+        except ValueError as error:
+            raise Failure(f"-o {explain(error)}", ExitCode.USAGE) from error
+        stack.enter_context(mounted)
+        _publish(mounted, server, os.path.realpath(arguments.source), stack)
+    return mounted
+
+
+def _publish(mounted: Mount, server: Server, source: str, stack: contextlib.ExitStack) -> None:
+    """Make the mount known to list, stats and umount. Without that it still works."""
+    record = Record.of_this_process(
+        mount_id=mounted.info.mount_id if mounted.info is not None else 0,
+        connection=mounted.connection,
+        mountpoint=mounted.mountpoint,
+        source=source,
+        type=server.type,
+        started=time.time(),
+    )
+    handlers: dict[str, Handler] = {
+        PING: lambda _: {"pid": os.getpid()},
+        STATS: lambda _: {"statistics": statistics_of(mounted.statistics(), record)},
+        UNMOUNT: lambda parameters: _unmount(mounted, lazy=parameters.get("lazy") is True),
+        ABORT: lambda _: _abort(mounted),
+    }
+    try:
+        stack.enter_context(ControlServer(record, handlers))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        warn(f"no control socket, so list and stats will not show it: {where}{explain(error)}")
+
+
+def _unmount(mounted: Mount, *, lazy: bool) -> dict[str, object]:
+    try:
+        mounted.unmount(lazy=lazy)
+    except OSError as error:
+        raise ControlError("org.penstock.Mount.Failed", {"message": explain(error)}) from error
+    return {}
+
+
+def _abort(mounted: Mount) -> dict[str, object]:
+    mounted.abort()
+    return {}
