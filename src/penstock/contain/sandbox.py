@@ -22,8 +22,9 @@ the capabilities go, and last what the process may always do to itself. The filt
 all, since it forbids what the others are made of.
 
 Facts about Python in here
-    - Whatever is imported later fails; :func:`penstock.contain.warm.import_all` loads what Python
-      imports by itself when it first needs it.
+    - Whatever is imported later fails. What Python imports by itself when it first needs it is
+      loaded here (:mod:`penstock.contain.warm`).
+    - Tracebacks have no source lines, since the files cannot be read.
     - ``socket.socket(fileno=…)`` must be given family, type and protocol. ``setblocking``,
       ``settimeout`` and ``os.set_blocking`` use ioctl, which is refused: use F_SETFL, or
       MSG_DONTWAIT. ``open(fd)`` uses fstat: use ``os.read``.
@@ -43,8 +44,10 @@ from typing import Final, NamedTuple
 
 from penstock.abi.process import CloneFlag
 from penstock.abi.seccomp import Action
+from penstock.abi.syscalls import SYSCALLS
 from penstock.contain.filter import assemble
 from penstock.contain.profile import IMAGE_SERVER, Profile
+from penstock.contain.warm import import_all
 from penstock.sys import capabilities, landlock, namespaces, seccomp
 
 __all__ = ["IMAGE_SERVER", "LAYERS", "LayerReport", "Profile", "close", "close_threads"]
@@ -113,8 +116,8 @@ def close(
 ) -> tuple[LayerReport, ...]:
     """Close the sandbox for good.
 
-    For a process with one thread that has imported everything. Afterwards the broker's end is the
-    end of this process too, whatever the layers.
+    For a process with one thread that has imported everything. Afterwards the end of the thread
+    that started it is its end too, whatever the layers.
 
     Args:
         profile: what is left to it.
@@ -130,6 +133,7 @@ def close(
     Raises:
         RuntimeError: the process has more than one thread: some layers would bind only this one.
     """
+    import_all()
     before = _look(_FIRST if outside is None else outside)
     reports: dict[str, LayerReport] = {}
 
@@ -164,7 +168,8 @@ def close_threads(profile: Profile) -> LayerReport:
         seccomp.install(program, tsync=True)
     except OSError as error:
         return LayerReport("seccomp", False, f"threads can still start: {_reason(error)}")
-    return LayerReport("seccomp", True, "a list of system calls; no more threads")
+    left = _count(profile) - len(profile.calls_later)
+    return LayerReport("seccomp", True, f"{left} system calls are left, no new threads")
 
 
 def _look(outside: Mapping[str, int]) -> _Before:
@@ -329,4 +334,10 @@ def _last_words(*, dumpable: bool) -> None:
 
 def _seccomp(profile: Profile) -> tuple[bool, str]:
     seccomp.install(assemble(profile.calls, seccomp.machine()))
-    return True, "a list of system calls"
+    return True, f"{_count(profile)} system calls are left"
+
+
+def _count(profile: Profile) -> int:
+    """How many system calls are not refused, whatever their arguments must be."""
+    here = SYSCALLS[seccomp.machine()]
+    return sum(entry.action == Action.ALLOW and entry.name in here for entry in profile.calls)
