@@ -117,6 +117,14 @@ def ordinary_user() -> str | None:
     return None if tried.returncode == 0 else f"nobody cannot execute {python}"
 
 
+def all_processes() -> str | None:
+    """No process is hidden from this one."""
+    if os.geteuid() != 0:
+        return "not root"
+    first = Path("/proc/self/ns/pid").stat().st_ino == 0xEFFFFFFC
+    return None if first else "a pid namespace of its own"
+
+
 def loop() -> str | None:
     """A loop device can be attached and detached."""
     if root() is not None:
@@ -185,6 +193,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "fuse": fuse,
     "fusermount3": fusermount3,
     "ordinary_user": ordinary_user,
+    "all_processes": all_processes,
     "loop": loop,
     "kernel_ext4": kernel_ext4,
     "e2fsprogs": _programs("mke2fs", "debugfs", "dumpe2fs", "e2fsck"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -26,7 +27,9 @@ from penstock.control import (
     ProtocolError,
     Record,
     State,
+    find_leftovers,
     records,
+    remove_leftover,
     remove_record,
 )
 from penstock.control import server as server_module
@@ -390,6 +393,60 @@ def test_remove_record(directory: str) -> None:
         remove_record(listed(directory, rec))
         assert os.listdir(directory) == []
         remove_record(listed(directory, rec))
+
+
+def test_old_records_are_read(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a version that did not know the newer fields; but not ones with a wrong value."""
+    rec = record()
+    monkeypatch.setattr("penstock.control.record.mounts", lambda: [fake_mount(rec)])
+    file = Path(directory, f"{rec.name}.json")
+    fields = dict(rec.__dict__)
+    del fields["keeper"]
+    file.write_text(json.dumps(fields))
+    assert [item.record for item in records([(directory, UID)])] == [rec]
+    file.write_text(json.dumps(fields | {"keeper": "1"}))
+    assert records([(directory, UID)]) == []
+
+
+def test_leftovers(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What belongs to no process and to no mount; the rest is not looked at."""
+    rec = record()
+    gone = dataclasses.replace(rec, pid=2**22 + 1, connection=4243)
+    stale = dataclasses.replace(rec, pid=2**22 + 2)
+    table = [fake_mount(stale)]
+    monkeypatch.setattr("penstock.control.record.mounts", lambda: table)
+    monkeypatch.setattr("penstock.control.leftovers.mounts", lambda: table)
+
+    def names() -> list[str]:
+        found = find_leftovers([(directory, UID)])
+        assert {item.directory for item in found} <= {directory}
+        return [item.name for item in found]
+
+    with ControlServer(rec, {}, directory=directory):
+        for name in (
+            f"{gone.name}.sock", f".{gone.name}.new", f"{stale.name}.sock", f".{rec.name}.new",
+            "4194308-1.sock", "4194308-2.json", ".4194308-3.new", "notes.json", "1-2-3.sock",
+            "4194308-4.sock.old", "4194308.json", "x4194308-5.json",
+        ):  # fmt: skip
+            Path(directory, name).touch()
+        for item in (gone, stale):
+            Path(directory, f"{item.name}.json").write_text(json.dumps(item.__dict__))
+        with_record = [f".{gone.name}.new", f"{gone.name}.json", f"{gone.name}.sock"]
+        alone = [".4194308-3.new", "4194308-1.sock", "4194308-2.json"]
+        assert sorted(names()) == sorted(with_record + alone)
+        assert len(records([(directory, UID)], tidy=False)) == 2
+        assert sorted(names()) == sorted(with_record + alone)
+        places = {item.name: item.mountpoint for item in find_leftovers([(directory, UID)])}
+        assert places[f"{gone.name}.sock"] == gone.mountpoint
+        assert places["4194308-1.sock"] == ""
+        table.clear()  # then its record is of no use either
+        assert {f"{stale.name}.json", f"{stale.name}.sock"} < set(names())
+        for file in find_leftovers([(directory, UID)]):
+            assert remove_leftover(file)
+            assert not remove_leftover(file)
+        assert names() == []
+        assert not set(with_record + alone) & set(os.listdir(directory))
+        assert {f"{rec.name}.json", f"{rec.name}.sock", "notes.json"} < set(os.listdir(directory))
 
 
 @pytest.mark.parametrize(

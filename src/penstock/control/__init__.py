@@ -11,7 +11,7 @@ Nothing here knows what a filesystem is: what the methods do is up to the handle
 
 from penstock.control.client import ControlClient
 from penstock.control.directory import runtime_directory
-from penstock.control.leftovers import Leftover, leftovers, remove_leftover
+from penstock.control.leftovers import Leftover, find_leftovers, remove_leftover
 from penstock.control.protocol import ABORT, PING, STATS, UNMOUNT, ControlError, ProtocolError
 from penstock.control.record import Listed, Record, State, find_record, records, remove_record
 from penstock.control.server import ControlServer, Handler
@@ -30,8 +30,8 @@ __all__ = [
     "ProtocolError",
     "Record",
     "State",
+    "find_leftovers",
     "find_record",
-    "leftovers",
     "records",
     "remove_leftover",
     "remove_record",

@@ -18,7 +18,7 @@ from penstock.control.record import listed_as, read_record
 from penstock.sys.mountinfo import mounts
 from penstock.sys.process import process_start_time
 
-__all__ = ["Leftover", "leftovers", "remove_leftover"]
+__all__ = ["Leftover", "find_leftovers", "remove_leftover"]
 
 _NAME: Final = re.compile(r"\.?((\d{1,9})-\d{1,9})\.(json|sock|new)")
 _MAX_FILES: Final = 30_000
@@ -40,7 +40,7 @@ class Leftover(NamedTuple):
         return f"{self.directory}/{self.name}"
 
 
-def leftovers(directories: Iterable[tuple[str, int]] | None = None) -> list[Leftover]:
+def find_leftovers(directories: Iterable[tuple[str, int]] | None = None) -> list[Leftover]:
     """The files of mounts that have gone, as far as the caller may see.
 
     Args:

@@ -20,6 +20,9 @@ DEVICE = "/dev/fuse"
 _FIRST_PID_NAMESPACE: Final = 0xEFFF_FFFC
 """PROC_PID_INIT_INO of <linux/proc_ns.h>."""
 
+_INIT: Final = "1"
+"""Serves no filesystem. There are machines whose first process not even root may look at."""
+
 
 def open_device(*, nonblock: bool = True) -> int:
     """Open /dev/fuse.
@@ -97,6 +100,8 @@ def unserved(connections: Collection[int]) -> set[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         except OSError:
+            if pid == _INIT:
+                continue
             return set()
         if None in found:
             return set()

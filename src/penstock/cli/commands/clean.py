@@ -13,7 +13,7 @@ from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.cli.logs import report
 from penstock.cli.mounts import Stale, remove_stale, resolved_mount, stale_mounts
 from penstock.cli.text import printable
-from penstock.control import Leftover, leftovers, records, remove_leftover
+from penstock.control import Leftover, find_leftovers, records, remove_leftover
 
 __all__ = ["run"]
 
@@ -21,7 +21,7 @@ __all__ = ["run"]
 def run(arguments: argparse.Namespace) -> int:
     """Clean up; each thing that was done, or would be, is one line."""
     stale = stale_mounts(records(tidy=False))
-    files = leftovers()
+    files = find_leftovers()
     if arguments.mountpoint:
         stale, files = _chosen(arguments.mountpoint, stale, files)
     good = [_unmount(item, dry=arguments.dry_run) for item in stale]

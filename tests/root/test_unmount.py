@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking mounts away and ending connections, and telling who serves one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from penstock.sys import devfuse
+from penstock.sys.mountinfo import MountInfo, find_mount
+from penstock.sys.process import kill_process, process_start_time
+from penstock.sys.unmount import abort_connection, detach, find_fuse_mount, unmount
+from penstock.testing import MemoryFilesystem
+from tests.support.commands import wait_for
+from tests.support.images import run
+from tests.support.mounts import Served, serve_in_process
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """A mount with a server that can be stopped."""
+    with serve_in_process(MemoryFilesystem, tmp_path) as found:
+        yield found
+        if found.process.poll() is None:
+            found.process.send_signal(signal.SIGCONT)
+
+
+def the_mount(path: Path) -> MountInfo:
+    entry = find_mount(str(path))
+    assert entry is not None
+    return entry
+
+
+@pytest.mark.parametrize("fusectl", [False, True])
+def test_abort_although_the_server_is_stopped(
+    served: Served,
+    fusectl: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Whoever waits for an answer gets an error; with fusectl mounted or not."""
+    entry = the_mount(served.path)
+    place = tmp_path_factory.mktemp("connections")
+    monkeypatch.setattr("penstock.sys.unmount._CONNECTIONS", str(place))
+    if fusectl:
+        run("mount", "-t", "fusectl", "none", place)
+        monkeypatch.setattr("penstock.sys.mount.fsopen", None)
+    try:
+        served.process.send_signal(signal.SIGSTOP)
+        errors: list[OSError] = []
+
+        def wait_for_an_answer() -> None:
+            try:
+                os.stat(served.path / "none")
+            except OSError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=wait_for_an_answer)
+        thread.start()
+        assert abort_connection(entry.minor)
+        thread.join(10)
+        assert [error.strerror for error in errors] in (
+            ["Software caused connection abort"],
+            ["Transport endpoint is not connected"],
+        )
+    finally:
+        if fusectl:
+            run("umount", place)
+    assert unmount_there(entry)
+
+
+def unmount_there(entry: MountInfo) -> bool:
+    return detach(entry.mount_id, entry.minor, entry.mountpoint)
+
+
+def test_abort_of_nothing() -> None:
+    assert not abort_connection((1 << 20) - 1)
+
+
+def test_detach_is_exact(served: Served) -> None:
+    entry = the_mount(served.path)
+    assert not detach(entry.mount_id + 1, entry.minor, entry.mountpoint)
+    assert not detach(entry.mount_id, entry.minor + 1, entry.mountpoint)
+    assert not detach(entry.mount_id, entry.minor, entry.mountpoint + "/elsewhere")
+    run("mount", "-t", "tmpfs", "on top", served.path)
+    assert not unmount_there(entry)
+    unmount(str(served.path))
+    assert find_fuse_mount(entry.mount_id, entry.minor) == entry
+    assert unmount_there(entry)
+    assert not unmount_there(entry)
+    assert find_fuse_mount(entry.mount_id, entry.minor) is None
+
+
+@pytest.mark.requires("all-processes")
+def test_who_serves(served: Served) -> None:
+    connection = the_mount(served.path).minor
+    assert devfuse.find_server(connection) == served.process.pid
+    assert devfuse.unserved({connection}) == set()
+    nobody = (1 << 20) - 1
+    # Another program that has the device open and has not mounted yet leaves it open.
+    wait_for(lambda: devfuse.unserved({connection, nobody}) == {nobody}, "certainty")
+    with open(devfuse.DEVICE, "r+b", buffering=0):
+        assert devfuse.unserved({connection, nobody}) == set()
+
+
+def test_nothing_is_certain_to_whom_does_not_see_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = (1 << 20) - 1
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert devfuse.unserved({nobody}) == set()
+    monkeypatch.undo()
+    monkeypatch.setattr(devfuse, "_FIRST_PID_NAMESPACE", 1)
+    assert devfuse.unserved({nobody}) == set()
+
+
+def test_only_the_process_meant_is_killed() -> None:
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write_end)
+        os.read(read_end, 1)
+        os._exit(7)
+    os.close(read_end)
+    begun = process_start_time(pid)
+    assert begun is not None
+    kill_process(pid, begun + 1)
+    kill_process(2**22 + 1, begun)
+    os.close(write_end)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    kill_process(pid, begun)
