@@ -20,6 +20,7 @@ from penstock.cli import images
 from penstock.cli.commands import ls
 from penstock.cli.extract import Extractor, Preserve, Skipped
 from penstock.cli.main import main
+from penstock.cli.options import Words
 from penstock.client import Client
 from penstock.datapath import ReadPaths
 from penstock.fs import Context, FsError, NodeId
@@ -28,6 +29,7 @@ from tests.support.trees import Item, PlusTreeFilesystem, TreeFilesystem
 
 ROOT = os.geteuid() == 0
 TIME = 1_600_000_000_123_456_789
+NO_WORDS = Words({}, {}, [])
 
 
 class Image:
@@ -50,7 +52,7 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Image:
     made = Image(path)
 
     @contextmanager
-    def open_client(_path: str, _type: str | None, _words: Mapping[str, str]) -> Iterator[Client]:
+    def open_client(_path: str, _type: str | None, _words: Words) -> Iterator[Client]:
         with (
             MemoryTransport(made.filesystem, datapaths=ReadPaths("copy")) as transport,
             Client(transport) as client,
@@ -448,7 +450,7 @@ def test_progress_counts_every_byte(image: Image) -> None:
     hard = Item(b"h" * 10)
     image.hold({"a": b"x" * 100, "s": Item(bytes(1000), holes=((0, 1000),)), "h": hard, "i": hard})
     done: list[int] = []
-    with images.open_client("", None, {}) as client:
+    with images.open_client("", None, NO_WORDS) as client:
         root = os.open(".", os.O_RDONLY)
         extractor = Extractor(client, root, Preserve.DEFAULT, done.append)
         for found in client.tree(client.root):
@@ -460,7 +462,7 @@ def test_progress_counts_every_byte(image: Image) -> None:
 
 def test_extractor_checks_names_itself(image: Image) -> None:
     image.hold({"a": b"", "sock": Item(b"", kind=stat.S_IFSOCK)})
-    with images.open_client("", None, {}) as client:
+    with images.open_client("", None, NO_WORDS) as client:
         root = os.open(".", os.O_RDONLY)
         extractor = Extractor(client, root)
         for path in ((b"..",), (b"x", b"..", b"y"), (b"a/b",), (b"",)):

@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
-from penstock.client import Client, Node
+from penstock.client import Client, Node, ServerLost
 from penstock.client.names import check_name
 
 __all__ = ["Extractor", "Preserve", "Skipped"]
@@ -205,6 +205,8 @@ class Extractor:
     def _copy_attributes(self, fd: int, node: Node) -> bool:
         try:
             names = self._client.listxattr(node)
+        except ServerLost:
+            raise
         except OSError as error:
             return error.errno == errno.EOPNOTSUPP
         kept = True

@@ -8,27 +8,36 @@ import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from penstock.cli.errors import ExitCode, Failure, explain
+from penstock.cli.logs import report
 
 if TYPE_CHECKING:
     import argparse
 
+    from penstock.broker.outcome import ServerFailure
     from penstock.cli.options import Words
     from penstock.client import Client
+    from penstock.contain.reading import Contained
     from penstock.servers import Server
 
 __all__ = [
     "Target",
     "by_source",
     "choose_partition",
+    "contained",
+    "inspect_here",
     "open_client",
     "open_filesystem",
     "open_source",
     "reading_words",
+    "stop_if_lost",
     "targets",
 ]
+
+_WARNING: Final = 30
+"""As Python's logging has it."""
 
 
 def open_source(path: str, code: ExitCode = ExitCode.SYSTEM) -> int:
@@ -51,36 +60,105 @@ def open_source(path: str, code: ExitCode = ExitCode.SYSTEM) -> int:
         raise Failure(f"{path!r}: {error}", ExitCode.USAGE) from error
 
 
+def contained(fd: int, type: str | None, words: Words) -> Contained:
+    """How to read an image in a contained server, as the user wishes. Does not own ``fd``."""
+    from penstock.contain.reading import Contained
+
+    def log(level: int, text: str) -> None:
+        if level >= _WARNING:
+            report(text)
+
+    strict = words.generic.get("sandbox") == "strict"
+    return Contained(fd, type, words.server, strict=strict, log=log)
+
+
+@contextlib.contextmanager
+def open_client(path: str, type: str | None, words: Words) -> Iterator[Client]:
+    """A client of the filesystem in an image, which a contained server reads; no mount is made.
+
+    With ``-o sandbox=no`` it is read in this process.
+
+    Raises:
+        Failure: the image is none that can be served, a word is wrong (USAGE), or the server is
+            lost while the client is used.
+    """
+    fd = open_source(path)
+    try:
+        if words.generic.get("sandbox") == "no":
+            with _client_here(path, fd, type, words.server) as client:
+                yield client
+            return
+        from penstock.broker.outcome import ServerFailure
+        from penstock.contain.reading import open_reader
+
+        try:
+            with open_reader(contained(fd, type, words)) as client:
+                yield client
+        except ServerFailure as failure:
+            from penstock.cli.failures import server_failure
+
+            raise server_failure(path, failure, words.server, ExitCode.SYSTEM) from failure
+    finally:
+        os.close(fd)
+
+
+def stop_if_lost(error: OSError) -> None:
+    """Raise an error again after which nothing more of the image can be read."""
+    from penstock.client import ServerLost
+
+    if isinstance(error, ServerLost):
+        raise error
+
+
+# In this process, for debugging
+
+
 def open_filesystem(
     path: str, fd: int, type: str | None, words: Mapping[str, str], code: ExitCode
 ) -> Server:
-    """The server for what an image holds. Does not own ``fd``.
+    """The server for what an image holds, in this process. Does not own ``fd``.
 
     Raises:
         Failure: the image is none that can be served (``code``), or a word is wrong (USAGE).
     """
-    from penstock.formats.errors import BadChecksum, FormatError
-    from penstock.servers import UnknownImage, open_server
+    from penstock.cli.failures import server_failure
+    from penstock.servers import open_server
 
     try:
         return open_server(fd, type, words)
-    except (FormatError, UnknownImage, OSError) as error:
-        unchecked = isinstance(error, BadChecksum) and "nocheck" not in words
-        hint = " (-o nocheck reads on without checking)" if unchecked else ""
-        raise Failure(f"{path}: {explain(error)}{hint}", code) from error
-    except ValueError as error:
-        text = explain(error)
-        hint = " (see penstock mount -o help)" if text.startswith("unknown option") else ""
-        raise Failure(text + hint, ExitCode.USAGE) from error
+    except (ValueError, OSError) as error:
+        raise server_failure(path, _as_server_says(error), words, code) from error
+
+
+def inspect_here(
+    fd: int, type: str | None, words: Mapping[str, str]
+) -> tuple[dict[str, Any], ServerFailure | None]:
+    """What an image is and holds, and why that is not more; in this process.
+
+    Raises:
+        ServerFailure: the image cannot be read at all, or a word is wrong.
+    """
+    from penstock.servers.inspection import inspect_image
+
+    try:
+        description, error = inspect_image(fd, type, words)
+    except (ValueError, OSError) as raised:
+        raise _as_server_says(raised) from raised
+    return description, None if error is None else _as_server_says(error)
+
+
+def _as_server_says(error: Exception) -> ServerFailure:
+    from penstock.broker.outcome import ServerFailure
+    from penstock.contain.failures import failed
+
+    said = failed(error)
+    return ServerFailure(said.text, said.code)
 
 
 @contextlib.contextmanager
-def open_client(path: str, type: str | None, words: Mapping[str, str]) -> Iterator[Client]:
-    """A client of the filesystem in an image, in this process, without any mount.
-
-    Raises:
-        Failure: as :func:`open_filesystem`.
-    """
+def _client_here(
+    path: str, fd: int, type: str | None, words: Mapping[str, str]
+) -> Iterator[Client]:
     from penstock.cli.logs import configure_logging
     from penstock.client import Client
     from penstock.datapath import ReadPaths
@@ -92,18 +170,17 @@ def open_client(path: str, type: str | None, words: Mapping[str, str]) -> Iterat
     def reason() -> str:
         return verdicts.pop() if verdicts else ""
 
-    fd = open_source(path)
-    try:
-        server = open_filesystem(path, fd, type, words, ExitCode.SYSTEM)
-        with (
-            MemoryTransport(server.operations, datapaths=ReadPaths("copy")) as transport,
-            Client(transport, reason=reason) as client,
-        ):
-            # So that what a message says of a failure is the reader's own words.
-            transport.session.on_verdict = lambda error: verdicts.append(explain(error))
-            yield client
-    finally:
-        os.close(fd)
+    server = open_filesystem(path, fd, type, words, ExitCode.SYSTEM)
+    with (
+        MemoryTransport(server.operations, datapaths=ReadPaths("copy")) as transport,
+        Client(transport, reason=reason) as client,
+    ):
+        # So that what a message says of a failure is the reader's own words.
+        transport.session.on_verdict = lambda error: verdicts.append(explain(error))
+        yield client
+
+
+# What the command line names
 
 
 class Target(NamedTuple):
@@ -120,12 +197,12 @@ class Target(NamedTuple):
 
 
 def by_source(
-    wanted: Iterable[Target], type: str | None, words: Mapping[str, str]
+    wanted: Iterable[Target], type: str | None, words: Words
 ) -> Iterator[tuple[Client, Target]]:
     """The targets in order, each with a client of its image, which is opened once in a row.
 
     Raises:
-        Failure: as :func:`open_filesystem`.
+        Failure: as :func:`open_client`.
     """
     for source, group in itertools.groupby(wanted, lambda target: target.source):
         with open_client(source, type, words) as client:

@@ -7,6 +7,7 @@ is untrusted: one that cannot be decoded, or answers something else, is EIO.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -23,6 +24,7 @@ from penstock.abi.fuse import (
     InitOut,
     Opcode,
 )
+from penstock.client.stream import ServerLost
 from penstock.wire import (
     REPLIES,
     Features,
@@ -146,11 +148,12 @@ class Channel:
         return value
 
     def forget(self, nodes: list[tuple[int, int]]) -> None:
-        """Give lookup counts back: (node id, count) pairs."""
+        """Give lookup counts back: (node id, count) pairs; to nobody where the server is lost."""
         for start in range(0, len(nodes), 256):
             items = tuple(ForgetOne(*pair) for pair in nodes[start : start + 256])
             body = requests.BatchForget(BatchForgetIn(len(items), 0), items)
-            self.request(Opcode.BATCH_FORGET, 0, body)
+            with contextlib.suppress(ServerLost):
+                self.request(Opcode.BATCH_FORGET, 0, body)
 
     def _next_unique(self) -> int:
         with self._lock:

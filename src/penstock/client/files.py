@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 from penstock.abi.fuse import LseekIn, Opcode, OpenIn, ReadIn, ReleaseIn
 from penstock.client.channel import Channel
+from penstock.client.stream import ServerLost
 from penstock.wire import requests
 
 __all__ = ["File", "open_node", "release_node"]
@@ -34,12 +35,14 @@ def open_node(channel: Channel, nodeid: int, opcode: Opcode, flags: int) -> int 
 
 
 def release_node(channel: Channel, nodeid: int, opcode: Opcode, fh: int | None, flags: int) -> None:
-    """Close what :func:`open_node` opened."""
+    """Close what :func:`open_node` opened. Nothing is to be said of it where all is lost."""
     if fh is None:
         return
     kind = requests.Release if opcode is Opcode.RELEASE else requests.Releasedir
     try:
         channel.request(opcode, nodeid, kind(ReleaseIn(fh, flags, 0, 0)))
+    except ServerLost:
+        pass
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise

@@ -73,7 +73,8 @@ class StreamTransport:
         self._rest = bytearray()
         self._expected: set[int] = set()
         self._kept: dict[int, bytes] = {}
-        self._lost: ServerLost | None = None
+        self.lost: ServerLost | None = None
+        """Why no more replies come."""
 
     def call(self, message: bytes) -> None:
         """Send one request; :meth:`wait_reply` has its reply.
@@ -83,8 +84,8 @@ class StreamTransport:
         """
         opcode = int.from_bytes(message[4:8], "little")
         with self._sending:
-            if self._lost is not None:
-                raise self._lost
+            if self.lost is not None:
+                raise self.lost
             if opcode not in _SILENT:
                 self._expected.add(int.from_bytes(message[8:16], "little"))
             self._send(message)
@@ -100,8 +101,8 @@ class StreamTransport:
         deadline = time.monotonic() + min(timeout, self._seconds)
         with self._turn:
             while (reply := self._kept.pop(unique, None)) is None:
-                if self._lost is not None:
-                    raise self._lost
+                if self.lost is not None:
+                    raise self.lost
                 if self._reading:
                     if not self._turn.wait(max(0.0, deadline - time.monotonic())):
                         self._lose(errno.ETIMEDOUT, "the server does not answer")
@@ -116,8 +117,8 @@ class StreamTransport:
         try:
             message = self._receive(deadline)
         except BaseException:
-            if self._lost is None:  # interrupted, perhaps in the middle of a message
-                self._lost = ServerLost(errno.EINTR, "reading from the server was interrupted")
+            if self.lost is None:  # interrupted, perhaps in the middle of a message
+                self.lost = ServerLost(errno.EINTR, "reading from the server was interrupted")
             raise
         finally:
             self._turn.acquire()
@@ -208,5 +209,5 @@ class StreamTransport:
         self._lose(errno.EIO, "the server has ended")
 
     def _lose(self, code: int, text: str) -> NoReturn:
-        self._lost = ServerLost(code, text)
-        raise self._lost
+        self.lost = ServerLost(code, text)
+        raise self.lost

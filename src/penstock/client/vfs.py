@@ -41,6 +41,7 @@ from penstock.client.nodes import (
     statx_of,
     without_enosys,
 )
+from penstock.client.stream import ServerLost
 from penstock.wire import WireError, decode_direntplus, decode_dirents, requests
 
 __all__ = ["MAX_ENTRIES", "MAX_LINKS", "Client"]
@@ -54,7 +55,7 @@ MAX_ENTRIES: Final = 1 << 24
 _XATTR_MAX: Final = 64 * 1024
 _STATX_MASK: Final = STATX_BASIC_STATS | StatxMask.BTIME
 OnError = Callable[[bytes, OSError], None]
-"""Told of what cannot be read, with its path; the walk goes on."""
+"""Told of what cannot be read, with its path; the walk goes on, unless the server is lost."""
 
 
 class Client:
@@ -354,7 +355,7 @@ class Client:
 
 
 def _tell(on_error: OnError | None, path: tuple[bytes, ...], error: OSError) -> None:
-    if on_error is None:
+    if on_error is None or isinstance(error, ServerLost):
         raise error
     on_error(b"/".join(path), error)
 

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from penstock.cli.errors import ExitCode, Failure, explain
-from penstock.cli.images import by_source, reading_words, targets
+from penstock.cli.images import by_source, reading_words, stop_if_lost, targets
 from penstock.cli.logs import report
 
 if TYPE_CHECKING:
@@ -28,12 +28,13 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{target.source}: which file of it? ({target.source}:/PATH)", ExitCode.USAGE
             )
     failed = False
-    for client, target in by_source(wanted, arguments.type, words.server):
+    for client, target in by_source(wanted, arguments.type, words):
         try:
             _copy(client, os.fsencode(target.path or ""))
         except BrokenPipeError:
             raise
         except OSError as error:
+            stop_if_lost(error)
             report(f"{target.name}: {explain(error)}")
             failed = True
     return ExitCode.SYSTEM if failed else ExitCode.OK

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from penstock.cli.errors import ExitCode, Failure, explain
-from penstock.cli.images import Target, by_source, reading_words, targets
+from penstock.cli.images import Target, by_source, reading_words, stop_if_lost, targets
 from penstock.cli.logs import report, warn
 from penstock.cli.progress import progress_bar
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if len(wanted) > 1 and not into:
         raise Failure(f"{arguments.dest}: is not a directory", ExitCode.USAGE)
     copied = True
-    for client, target in by_source(wanted, arguments.type, words.server):
+    for client, target in by_source(wanted, arguments.type, words):
         copy = _Copy(client, target, preserve, quiet=arguments.quiet)
         copied = copy.run(destination, into=into) and copied
     return ExitCode.OK if copied else ExitCode.SYSTEM
@@ -69,6 +69,7 @@ class _Copy:
         try:
             top = self._client.resolve(path)
         except OSError as error:
+            stop_if_lost(error)
             report(f"{self._target.name}: {explain(error)}")
             return False
         name = os.path.basename(path.rstrip(b"/"))
@@ -126,6 +127,7 @@ class _Copy:
         except Skipped as reason:
             warn(f"{shown}: left out: {reason}")
         except OSError as error:
+            stop_if_lost(error)
             if error.errno in _FATAL:
                 raise Failure(f"{shown}: {explain(error)}") from error
             report(f"{shown}: {explain(error)}")
@@ -137,6 +139,7 @@ class _Copy:
         try:
             extractor.close()
         except OSError as error:
+            stop_if_lost(error)
             shown = os.fsdecode(self._parent) or "."
             report(f"{shown}: attributes of directories: {explain(error)}")
             self._failed = True

@@ -7,106 +7,61 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from penstock.cli.errors import ExitCode, Failure, explain
-from penstock.cli.images import open_filesystem, open_source, reading_words
+from penstock.cli.errors import ExitCode, Failure
+from penstock.cli.images import contained, inspect_here, open_source, reading_words
 from penstock.cli.logs import report
 from penstock.cli.text import json_text, print_table, printable, size
 
 if TYPE_CHECKING:
     from penstock.cli.options import Words
-    from penstock.formats.source import FileSource
 
 __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what is known of an image."""
-    from penstock.cli.logs import configure_logging
-
-    configure_logging()
     words = reading_words(arguments)
-    fd = open_source(arguments.source)
+    source = arguments.source
+    fd = open_source(source)
     try:
-        described = _describe(arguments.source, fd, arguments.type, words)
+        described, failure = _describe(source, fd, arguments.type, words)
     finally:
         os.close(fd)
+    described = {"source": os.path.realpath(source), **described}
+    if failure is not None:
+        described["error"] = str(failure).removeprefix(f"{source}: ")
     if arguments.json:
         print(json_text(described))
     else:
         _show(described)
-    if "error" in described:
-        report(f"{arguments.source}: {described['error']}")
-        return ExitCode.SYSTEM
-    return ExitCode.OK
+    if failure is None:
+        return ExitCode.OK
+    report(str(failure))
+    return failure.code
 
 
-def _describe(path: str, fd: int, type: str | None, words: Words) -> dict[str, Any]:
-    """Everything that can be known, as plain values; ``error`` is why it is not more."""
-    from penstock.formats.detect import detect
-    from penstock.formats.errors import FormatError
-    from penstock.formats.source import FileSource
+def _describe(
+    source: str, fd: int, type: str | None, words: Words
+) -> tuple[dict[str, Any], Failure | None]:
+    """Everything that can be known, as plain values, and why it is not more.
 
-    source = FileSource(fd)
-    found = detect(source)
-    described: dict[str, Any] = {
-        "source": os.path.realpath(path),
-        "size": source.size,
-        "type": found.type,
-        "label": found.label,
-        "uuid": found.uuid,
-    }
-    if found.type in {"gpt", "mbr"}:
-        try:
-            described["partitions"] = _partitions(source)
-        except FormatError as error:
-            described["error"] = explain(error)
-            return described
-        if "partition" not in words.server:
-            return described
-    elif found.type not in {"ext2", "ext3", "ext4"} and type is None and found.type is not None:
-        return described
+    Raises:
+        Failure: the image cannot be read at all, or a word is wrong.
+    """
+    from penstock.broker.outcome import ServerFailure
+    from penstock.cli.failures import server_failure
+    from penstock.contain.reading import describe
+
     try:
-        server = open_filesystem(path, fd, type, words.server, ExitCode.SYSTEM)
-    except Failure as failure:
-        if failure.code == ExitCode.USAGE:
-            raise
-        described["error"] = str(failure).removeprefix(f"{path}: ")
-        return described
-    filesystem = {"type": server.type, **server.info, "warnings": list(server.warnings)}
-    server.operations.destroy()
-    if "partition" in words.server:
-        described["partition"] = int(words.server["partition"])
-    described["filesystem"] = filesystem
-    return described
-
-
-def _partitions(source: FileSource) -> list[dict[str, Any]]:
-    from penstock.formats.detect import detect
-    from penstock.formats.errors import CorruptImage
-    from penstock.formats.partition import read_partitions
-    from penstock.formats.source import FileSource
-
-    table = read_partitions(source)
-    if table is None:
-        raise CorruptImage("the partition table cannot be read")
-    rows = []
-    for partition in table.partitions:
-        length = max(0, min(partition.size, source.size - partition.start))
-        inside = detect(FileSource(source.fd, partition.start, length)) if length else None
-        rows.append(
-            {
-                "number": partition.number,
-                "start": partition.start,
-                "size": partition.size,
-                "type": str(partition.type),
-                "type_name": partition.type_name,
-                "name": partition.name,
-                "uuid": partition.uuid,
-                "holds": inside.type if inside is not None else None,
-                "label": inside.label if inside is not None else None,
-            }
-        )
-    return rows
+        if words.generic.get("sandbox") == "no":
+            described, failure = inspect_here(fd, type, words.server)
+        else:
+            described, failure = describe(contained(fd, type, words))
+    except ServerFailure as error:
+        raise server_failure(source, error, words.server, ExitCode.SYSTEM) from error
+    if failure is None:
+        return described, None
+    return described, server_failure(source, failure, words.server, ExitCode.SYSTEM)
 
 
 def _show(described: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from penstock.cli.errors import ExitCode, explain
-from penstock.cli.images import Target, by_source, reading_words, targets
+from penstock.cli.images import Target, by_source, reading_words, stop_if_lost, targets
 from penstock.cli.logs import report
 from penstock.cli.text import raw_name, write_raw
 
@@ -41,7 +41,8 @@ class _Lister:
         self._entered: set[int] = set()
 
     def fault(self, name: str, error: OSError) -> None:
-        """Say what could not be read; the listing goes on."""
+        """Say what could not be read; the listing goes on, unless the server is lost."""
+        stop_if_lost(error)
         report(f"{name}: {explain(error)}")
         self.failed = True
 
@@ -126,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
     words = reading_words(arguments)
     wanted = targets(arguments.source)
     lister = _Lister(arguments, titles=len(wanted) > 1)
-    for client, target in by_source(wanted, arguments.type, words.server):
+    for client, target in by_source(wanted, arguments.type, words):
         lister.show(client, target)
     lister.finish()
     return ExitCode.SYSTEM if lister.failed else ExitCode.OK
@@ -184,6 +185,7 @@ def _link_target(client: Client, node: Node) -> str:
     try:
         return raw_name(client.readlink(node))
     except OSError as error:
+        stop_if_lost(error)
         return f"({explain(error)})"
 
 
@@ -219,6 +221,7 @@ def _as_json(client: Client, path: bytes, node: Node) -> dict[str, Any]:
         try:
             row["target"] = os.fsdecode(client.readlink(node))
         except OSError as error:
+            stop_if_lost(error)
             row["target_error"] = explain(error)
     if stat.S_ISCHR(attr.mode) or stat.S_ISBLK(attr.mode):
         row["device"] = [_major(attr.rdev), _minor(attr.rdev)]
