@@ -19,10 +19,14 @@ class Profile(NamedTuple):
     memory: int = 1024 * _MIB
     """RLIMIT_DATA, bytes: what it can write to that is its own, stacks of threads included."""
     address_space: int = 4096 * _MIB
-    """RLIMIT_AS, bytes: more than memory, since the C library reserves 64 MiB for each thread that
-    allocates, and uses little of it."""
+    """RLIMIT_AS, bytes: more than memory, since the C library reserves what it may never use."""
+    arenas: int = 4
+    """Pools of malloc, 64 MiB of addresses each. Python hardly ever allocates from two threads at
+    once."""
     stack: int = 8 * _MIB
     """RLIMIT_STACK, bytes: the first thread's."""
+    thread_stack: int = 2 * _MIB
+    """Bytes of each other thread's stack. All of it counts as memory from the thread's start."""
     descriptors: int = 256
     """RLIMIT_NOFILE."""
     threads: int = 96

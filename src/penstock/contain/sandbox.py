@@ -48,7 +48,7 @@ from penstock.abi.syscalls import SYSCALLS
 from penstock.contain.filter import assemble
 from penstock.contain.profile import IMAGE_SERVER, Profile
 from penstock.contain.warm import import_all
-from penstock.sys import capabilities, landlock, namespaces, seccomp
+from penstock.sys import capabilities, landlock, memory, namespaces, seccomp
 
 __all__ = ["IMAGE_SERVER", "LAYERS", "LayerReport", "Profile", "close", "close_threads"]
 
@@ -214,7 +214,10 @@ def _namespaces(before: _Before) -> tuple[bool, str]:
     own = " ".join(sorted(before.namespaces.keys() - missing.keys())) or "none"
     if not missing:
         return True, own
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(missing.items()))
+    groups: dict[str, list[str]] = {}
+    for name in sorted(missing):
+        groups.setdefault(missing[name], []).append(name)
+    reasons = "; ".join(f"{' '.join(names)}: {reason}" for reason, names in groups.items())
     return False, f"{own}; missing: {reasons}"
 
 
@@ -252,8 +255,11 @@ def _identity(before: _Before) -> tuple[bool, str]:
     except OSError as error:
         groups = f"; the caller's groups: {_reason(error)}"
     if any(ids.inside <= NOBODY < ids.inside + ids.length for ids in before.users):
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        try:
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+        except OSError as error:
+            return False, f"user {os.getuid()}, the caller: {_reason(error)}"
         return True, f"user and group {NOBODY}{groups}"
     user = _outside(os.getuid(), before.users)
     if "user" not in before.own:
@@ -293,9 +299,10 @@ def _no_new_privs() -> tuple[bool, str]:
 
 def _landlock() -> tuple[bool, str]:
     version, step = landlock.restrict_everything()
-    words = [f"ABI {version}: {step.fs.bit_count()} rights over files"]
-    words += [name for name, there in (("TCP", step.net), ("scopes", step.scopes)) if there]
-    return True, ", ".join(words)
+    words = f"ABI {version}: {step.fs.bit_count()} rights over files"
+    words += ", TCP" if step.net else ""
+    words += ", abstract sockets, signals" if step.scopes else ""
+    return True, words
 
 
 def _limits(profile: Profile, *, own_user: bool) -> tuple[bool, str]:
@@ -312,6 +319,8 @@ def _limits(profile: Profile, *, own_user: bool) -> tuple[bool, str]:
         resource.RLIMIT_RTPRIO: 0,
         resource.RLIMIT_NICE: 0,
     }
+    memory.limit_arenas(profile.arenas)
+    threading.stack_size(profile.thread_stack)
     if own_user:
         limits[resource.RLIMIT_NPROC] = profile.threads
     for limit, wanted in limits.items():

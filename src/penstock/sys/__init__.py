@@ -7,8 +7,8 @@ privilege, ``unmount.py`` takes mounts away, ``process.py`` tells processes apar
 starts one in namespaces of its own, ``files.py`` is what ``os`` lacks about files, ``inuse.py``
 tells who else may write to an image, ``notify.py`` speaks to the service manager, ``probe.py``
 tells what only a try can. ``namespaces.py``, ``capabilities.py``, ``landlock.py`` and
-``seccomp.py`` are what a process takes from itself, and ``credentials.py`` is whom a thread uses
-files as. Each is imported by who needs it.
+``seccomp.py`` are what a process takes from itself, ``memory.py`` says how malloc takes memory,
+``credentials.py`` is whom a thread uses files as. Each is imported by who needs it.
 """
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "inuse",
     "landlock",
     "libc",
+    "memory",
     "mount",
     "mountinfo",
     "namespaces",
