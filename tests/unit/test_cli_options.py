@@ -123,7 +123,7 @@ def test_parsers_take_every_name_of_the_table() -> None:
 
 def test_every_command_has_its_module() -> None:
     for item in COMMANDS:
-        module = importlib.import_module(f"penstock.cli.commands.{item.name}")
+        module = importlib.import_module(f"penstock.cli.commands.{item.name.replace('-', '_')}")
         assert callable(module.run)
 
 

@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 from penstock.cli.errors import ExitCode, Failure
 from penstock.cli.options import WORDS, Argument, Shape, split_words
 
-__all__ = ["ARGUMENTS", "Call", "main", "mount_words", "parse_call", "run_for_fuse"]
+__all__ = ["ARGUMENTS", "Call", "main", "mount_words", "options_text", "parse_call", "run_for_fuse"]
 
 ARGUMENTS: Final[tuple[Argument, ...]] = (
     Argument(("SOURCE",), Shape.ONE, "a disk image or block device"),
@@ -62,6 +62,8 @@ class Call(NamedTuple):
     sloppy: bool
     fake: bool
     verbose: bool
+    mtab: bool
+    """Whether the mount may be put on record."""
 
 
 def main() -> int:
@@ -125,18 +127,22 @@ def parse_call(words: Sequence[str]) -> Call:
         sloppy="-s" in given,
         fake="-f" in given,
         verbose="-v" in given,
+        mtab="-n" not in given,
     )
+
+
+def options_text(call: Call) -> str:
+    """What ``-o`` says, in one text; a sloppy call's unknown words are left out."""
+    known = _known_words() if call.sloppy else None
+    return ",".join(_joined(pair) for pair in call.words if known is None or pair[0] in known)
 
 
 def mount_words(call: Call) -> list[str]:
     """The command line after ``penstock mount`` that does what a call asks for."""
-    pairs = call.words
-    if call.sloppy:
-        known = _known_words()
-        pairs = [pair for pair in pairs if pair[0] in known]
     words = [_no_flag(call.source), _no_flag(call.directory)]
-    if pairs:
-        words += ["-o", ",".join(map(_joined, pairs))]
+    text = options_text(call)
+    if text:
+        words += ["-o", text]
     if call.type is not None:
         words += ["-t", call.type]
     return words
