@@ -19,6 +19,7 @@ from penstock.control import PING, UNMOUNT, ControlClient, ControlError, records
 from penstock.sys.mountinfo import find_mount
 from tests.support.commands import (
     COMMAND,
+    contained_servers_of,
     good,
     is_gone,
     mount_flags,
@@ -160,22 +161,45 @@ def test_unmount_over_the_control_socket(image: Path, mountpoint: Path) -> None:
     assert find_mount(str(mountpoint)) is None
 
 
-def test_killed_server(image: Path, mountpoint: Path) -> None:
+def test_a_killed_server_takes_its_mount_along(image: Path, mountpoint: Path) -> None:
     good("mount", image, mountpoint)
-    pid = server_of(mountpoint)
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: is_gone(pid), "end of the server")
-    (row,) = [row for row in json.loads(good("list", "--json")) if row["pid"] == pid]
+    broker = server_of(mountpoint)
+    (server,) = contained_servers_of(mountpoint)
+    os.kill(server, signal.SIGKILL)
+    wait_for(lambda: is_gone(broker), "end of the broker")
+    assert find_mount(str(mountpoint)) is None
+    assert not [row for row in json.loads(good("list", "--json")) if row["pid"] == broker]
+    assert os.listdir(mountpoint) == []
+
+
+def test_a_crashed_mount_that_is_kept(image: Path, mountpoint: Path) -> None:
+    good("mount", "-o", "crash=keep", image, mountpoint)
+    broker = server_of(mountpoint)
+    (server,) = contained_servers_of(mountpoint)
+    os.kill(server, signal.SIGKILL)
+    wait_for(lambda: is_gone(broker), "end of the broker")
+    (row,) = [row for row in json.loads(good("list", "--json")) if row["pid"] == broker]
     assert row["state"] == "stale"
-    code, line = refused("mount", image, mountpoint)
-    assert (code, "whose server has died" in line) == (32, True)
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(mountpoint)
     assert refused("stats", mountpoint)[1] == (
         f"{mountpoint}: its server has died; run: penstock umount {mountpoint}"
     )
     good("umount", mountpoint)
     assert find_mount(str(mountpoint)) is None
-    assert not [row for row in json.loads(good("list", "--json")) if row["pid"] == pid]
-    good("mount", image, mountpoint)
+    assert not [row for row in json.loads(good("list", "--json")) if row["pid"] == broker]
+
+
+def test_a_stale_mount_is_replaced(image: Path, mountpoint: Path) -> None:
+    good("mount", "-o", "crash=keep", image, mountpoint)
+    broker = server_of(mountpoint)
+    (server,) = contained_servers_of(mountpoint)
+    os.kill(server, signal.SIGKILL)
+    wait_for(lambda: is_gone(broker), "end of the broker")
+    done = penstock("mount", image, mountpoint)
+    assert done.returncode == 0
+    assert "has been taken away" in done.stderr
+    assert (mountpoint / "size59").exists()
     good("umount", mountpoint)
 
 

@@ -59,11 +59,11 @@ def test_debug_shows_each_request(image: Path, mountpoint: Path, tmp_path: Path)
     assert not any(" = ?" in line for line in lines)
     for pattern in (
         r"LISTXATTR #\d+ node=\d+ size=0 .* = size=0 <[\d.]+ us>",
-        r"INIT #\d+ .* = major=7 .* <[\d.]+ us>",
         r'LOOKUP #\d+ node=1 "size59" uid=.* = node=\d+ .* size=59 .* <[\d.]+ us>',
         r"READ #\d+ .* = 59 .*<[\d.]+ us>",
     ):
-        assert any(re.fullmatch("penstock: " + pattern, line) for line in lines), pattern
+        assert any(re.fullmatch("penstock: server: " + pattern, line) for line in lines), pattern
+    assert any(re.fullmatch(r"penstock: INIT: FUSE 7\.\d+, flags 0x[\da-f]+", li) for li in lines)
 
 
 def test_root_directory_is_refused(image: Path, tmp_path: Path) -> None:

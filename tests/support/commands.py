@@ -58,9 +58,15 @@ def shell(script: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def server_of(mountpoint: Path) -> int:
-    """Process number of the server of a mount."""
+    """Process number of who answers for a mount: its broker, or its server where there is none."""
     rows = json.loads(good("list", "--json"))
     return next(int(row["pid"]) for row in rows if row["mountpoint"] == str(mountpoint))
+
+
+def contained_servers_of(mountpoint: Path) -> list[int]:
+    """Process numbers of the servers of a mount."""
+    statistics = json.loads(good("stats", mountpoint, "--json"))
+    return [int(server["pid"]) for server in statistics["servers"]]
 
 
 def is_gone(pid: int) -> bool:

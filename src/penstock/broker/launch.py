@@ -101,7 +101,7 @@ def _program() -> list[str]:
     outside = ",".join(f"{name}={number}" for name, number in namespace_ids().items())
     modules = [path for path in (_folder("penstock"), _folder("crc32c")) if path]
     start = (
-        f"import sys; sys.path += {list(dict.fromkeys(modules))!r}; "
+        f"import gc, sys; gc.disable(); sys.path += {list(dict.fromkeys(modules))!r}; "
         "from penstock.contain.server import main; main(sys.argv[1])"
     )
     return [sys.executable, "-I", "-S", "-B", "-c", start, outside]

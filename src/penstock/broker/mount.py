@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One mount, from starting its servers to the end of the last of them.
 
-The steps are :meth:`Broker.launch`, :meth:`Broker.judge` (the servers look at the image),
-:meth:`Broker.mount` and :meth:`Broker.wait`. One thread, that of the caller, does all of it; only
-:meth:`statistics`, :meth:`unmount`, :meth:`abort` and :meth:`ask` may be called from others.
+The steps are :meth:`Broker.judge` (the servers look at the image), :meth:`Broker.mount` and
+:meth:`Broker.wait`. One thread, that of the caller, does all of it; only :meth:`statistics`,
+:meth:`unmount`, :meth:`abort` and :meth:`ask` may be called from others.
 
 Invariants
     - Nothing is attached to the tree before every server has called the image good and serves.
@@ -36,7 +36,7 @@ from penstock.broker.attach import (
     unmount,
 )
 from penstock.broker.handshake import answer_init
-from penstock.broker.launch import Launched, launch
+from penstock.broker.launch import Launched
 from penstock.broker.options import MountOptions
 from penstock.broker.outcome import End, Outcome, ServerFailure, oom_kills
 from penstock.broker.peer import Peer
@@ -93,7 +93,6 @@ class Containment(NamedTuple):
     """Refuse to mount if a layer of the sandbox is missing."""
     keep_crashed: bool = False
     """Leave the mount there when its server dies; its users get ENOTCONN."""
-    processes: int = 1
     request_timeout: int = 0
     """Seconds in which each request must be answered; 0 = for ever."""
     log_level: int = logging.INFO
@@ -142,8 +141,8 @@ class Broker:
         mountpoint: an existing directory.
         options: how to mount, and how to serve.
         profile: what kind of filesystem it is.
-        containment: how to keep the servers.
-        start: starts a server; for tests.
+        launched: the servers, just started; owned from here on.
+        containment: how to keep them.
     """
 
     def __init__(
@@ -151,18 +150,15 @@ class Broker:
         mountpoint: str | os.PathLike[str],
         options: MountOptions,
         profile: Profile,
+        launched: Sequence[Launched],
         containment: Containment = _DEFAULT,
-        *,
-        start: Callable[[], Launched] = launch,
     ) -> None:
         self.mountpoint = resolve_parent(os.fspath(mountpoint))
         self.info: MountInfo | None = None
         """The mount as the kernel lists it, once it is attached."""
-        self.peers: list[Peer] = []
         self._options = options
         self._profile = profile
         self._containment = containment
-        self._start = start
         self._poll = select.poll()
         self._fds: dict[int, Peer] = {}
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -180,26 +176,17 @@ class Broker:
         self._answers: dict[tuple[int, int], Statistics] = {}
         self._answered = threading.Condition()
         self._undo = contextlib.ExitStack()
-
-    # The steps
-
-    def launch(self) -> None:
-        """Start the servers. The process must have one thread.
-
-        Raises:
-            OSError: they cannot be started.
-        """
-        count = self._containment.processes
-        level = self._containment.log_level
+        level = containment.log_level
         chatty = level <= logging.DEBUG
-        for number in range(count):
-            peer = Peer(self._start(), number, chatty=chatty)
-            self.peers.append(peer)
+        self.peers = [Peer(each, n, chatty=chatty) for n, each in enumerate(launched)]
+        for peer in self.peers:
             for fd in (peer.channel.fileno(), peer.pidfd):
                 self._fds[fd] = peer
                 self._poll.register(fd, select.POLLIN)
-            hello = Hello(VERSION, VERSION, Purpose.MOUNT, number, count, level)
-            self._send(peer, hello)
+            count = len(self.peers)
+            self._send(peer, Hello(VERSION, VERSION, Purpose.MOUNT, peer.number, count, level))
+
+    # The steps
 
     def judge(self, source: Source) -> Ready:
         """Have the servers look at the image.
@@ -360,7 +347,9 @@ class Broker:
             max_pages=max_pages(options),
             request_timeout=self._containment.request_timeout,
         )
-        self._connection = answer_init(self._device, limits, self._profile)
+        connection = answer_init(self._device, limits, self._profile)
+        self._connection = connection
+        _log.debug("INIT: FUSE 7.%d, flags %#x", connection.minor, connection.flags)
 
     def _hand_over(self, peer: Peer) -> None:
         """Give a server its descriptors of the connection, and what it cannot make itself."""

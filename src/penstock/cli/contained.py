@@ -11,16 +11,19 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from penstock.broker.ending import Stopped, ending
 from penstock.broker.keeper import Keeper
+from penstock.broker.launch import Launched
 from penstock.broker.mount import Broker, Containment, Source
 from penstock.broker.options import MountOptions
 from penstock.broker.outcome import End, Outcome, ServerFailure
-from penstock.broker.protocol import FailureCode, Ready
+from penstock.broker.protocol import Ready
+from penstock.cli.commands.mount import request_timeout
 from penstock.cli.errors import ExitCode, Failure, explain
+from penstock.cli.failures import CODES, server_failure
 from penstock.cli.images import open_source
 from penstock.cli.logs import warn
 from penstock.cli.mountpoints import claimed
@@ -44,26 +47,23 @@ __all__ = ["serve_contained"]
 
 _log = logging.getLogger(__name__)
 
-_MAX_PROCESSES: Final = 16
-_SHORTEST_TIMEOUT: Final = 15
-"""Seconds; the kernel looks at its requests no oftener."""
-_LONGEST_TIMEOUT: Final = 0xFFFF
-
-_CODES: Final = {
-    End.CLEAN: ExitCode.OK,
-    End.ERROR: ExitCode.SYSTEM,
-    End.CRASHED: ExitCode.CRASHED,
-    End.VIOLATION: ExitCode.CRASHED,
-    End.KILLED: ExitCode.KILLED,
-    End.OUT_OF_MEMORY: ExitCode.OUT_OF_MEMORY,
-    End.HUNG: ExitCode.HUNG,
-}
-
 
 def serve_contained(
-    arguments: argparse.Namespace, words: Words, options: MountOptions, ready: Callable[[], None]
+    arguments: argparse.Namespace,
+    words: Words,
+    options: MountOptions,
+    launched: Sequence[Launched],
+    ready: Callable[[], None],
 ) -> int:
-    """Mount, call ``ready``, and serve until the mount has ended; the exit code."""
+    """Mount, call ``ready``, and serve until the mount has ended; the exit code.
+
+    Args:
+        arguments: of the command line.
+        words: the same for ``-o``.
+        options: how to mount.
+        launched: the servers, which start while everything else is being looked at.
+        ready: called when the mount can be used.
+    """
     containment = _containment(words, debug=arguments.debug)
     profile = image_profile(acl="noacl" not in words.server, idmap="idmap" in words.server)
     try:
@@ -71,9 +71,8 @@ def serve_contained(
             end = stack.enter_context(ending())
             keeper = stack.enter_context(Keeper.start())
             broker = stack.enter_context(
-                Broker(arguments.mountpoint, options, profile, containment)
+                Broker(arguments.mountpoint, options, profile, launched, containment)
             )
-            broker.launch()  # the servers start while everything else is being looked at
             keeper.servers([peer.pidfd for peer in broker.peers])
             _mount(arguments, words, broker, stack)
             control = _publish(arguments, broker, keeper, containment, stack)
@@ -84,6 +83,8 @@ def serve_contained(
             end.hold()
             outcome = broker.wait()
             notify("STOPPING=1")
+            if control is not None:
+                control.leave_record = broker.mounted
     except Stopped:
         return ExitCode.INTERRUPTED
     return _report(arguments, outcome)
@@ -91,22 +92,10 @@ def serve_contained(
 
 def _containment(words: Words, *, debug: bool) -> Containment:
     generic = words.generic
-    processes = int(generic.get("processes", 1))
-    if not 1 <= processes <= _MAX_PROCESSES:
-        text = f"-o processes={processes}: is not in 1 to {_MAX_PROCESSES}"
-        raise Failure(text, ExitCode.USAGE)
-    timeout = int(generic.get("request_timeout", 0))
-    if timeout and not _SHORTEST_TIMEOUT <= timeout <= _LONGEST_TIMEOUT:
-        raise Failure(
-            f"-o request_timeout={timeout}: is neither 0 nor in {_SHORTEST_TIMEOUT} to "
-            f"{_LONGEST_TIMEOUT}",
-            ExitCode.USAGE,
-        )
     return Containment(
         strict=generic.get("sandbox") == "strict",
         keep_crashed=generic.get("crash") == "keep",
-        processes=processes,
-        request_timeout=timeout,
+        request_timeout=request_timeout(words),
         log_level=logging.DEBUG if debug else logging.INFO,
     )
 
@@ -131,7 +120,7 @@ def _mount(
                 warn(f"{source}: is {user}: what is shown may be out of date or torn")
             broker.mount()
         except ServerFailure as failure:
-            raise _failure(source, failure, words) from failure
+            raise server_failure(source, failure, words.server, ExitCode.MOUNT) from failure
         except OSError as error:
             why = explain(error)
             if "/dev/fuse" in str(error):
@@ -140,26 +129,13 @@ def _mount(
     return verdict
 
 
-def _failure(source: str, failure: ServerFailure, words: Words) -> Failure:
-    """What a server said of the image, or what became of the server, as the command's failure."""
-    text = explain(failure)
-    if failure.outcome is not None:
-        return Failure(f"{source}: {text}", _CODES[failure.outcome.end])
-    if failure.code is FailureCode.OPTION:
-        hint = " (see penstock mount -o help)" if text.startswith("unknown option") else ""
-        return Failure(text + hint, ExitCode.USAGE)
-    if failure.code is FailureCode.CHECKSUM and "nocheck" not in words.server:
-        text += " (-o nocheck reads on without checking)"
-    return Failure(f"{source}: {text}", ExitCode.MOUNT)
-
-
 def _publish(
     arguments: argparse.Namespace,
     broker: Broker,
     keeper: Keeper,
     containment: Containment,
     stack: contextlib.ExitStack,
-) -> Record | None:
+) -> ControlServer | None:
     """Make the mount known to list, stats and umount. Without that it still works."""
     ready = broker.peers[0].ready
     record = Record.of_this_process(
@@ -199,22 +175,23 @@ def _publish(
         ABORT: abort,
     }
     try:
-        stack.enter_context(ControlServer(record, handlers))
+        return stack.enter_context(ControlServer(record, handlers))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         warn(f"no control socket, so list and stats will not show it: {where}{explain(error)}")
         return None
-    return record
 
 
-def _watch(broker: Broker, keeper: Keeper, record: Record | None, containment: Containment) -> None:
+def _watch(
+    broker: Broker, keeper: Keeper, control: ControlServer | None, containment: Containment
+) -> None:
     """Tell the keeper what to undo when this process dies."""
     if broker.info is None:
         return
     files = []
-    if record is not None:
-        directory = runtime_directory()
-        files = [f"{directory}/{record.name}.{ending}" for ending in ("json", "sock")]
+    if control is not None:
+        name = f"{runtime_directory()}/{control.record.name}"
+        files = [f"{name}.json", f"{name}.sock"]
     keeper.watch(
         mount_id=broker.info.mount_id,
         mountpoint=broker.info.mountpoint,
@@ -227,4 +204,4 @@ def _watch(broker: Broker, keeper: Keeper, record: Record | None, containment: C
 def _report(arguments: argparse.Namespace, outcome: Outcome) -> int:
     if outcome.end is not End.CLEAN:
         _log.error("%s on %s: %s", arguments.source, arguments.mountpoint, outcome.text)
-    return _CODES[outcome.end]
+    return CODES[outcome.end]

@@ -101,8 +101,8 @@ def main(outside: str) -> NoReturn:
         wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         logging.getLogger("penstock").addHandler(_ToBroker(channel))
         logging.raiseExceptions = False
-        gc.collect()
         gc.freeze()
+        gc.enable()
         _serve(channel, wake, outside)
         code = 0
     except _Goodbye:

@@ -83,6 +83,8 @@ class ControlServer:
         self, record: Record, handlers: Mapping[str, Handler], *, directory: str | None = None
     ) -> None:
         self.record = record
+        self.leave_record = False
+        """Whether closing leaves the files there, for a mount that outlives its server."""
         self._handlers = dict(handlers)
         self._directory = directory or runtime_directory()
         self._selector = selectors.DefaultSelector()
@@ -133,13 +135,17 @@ class ControlServer:
         # Through the descriptor: the length of the path does not matter, nor who replaces it.
         unlink_files(fd, self.record)
         listener.bind(f"/proc/self/fd/{fd}/{name}")
-        self._stack.callback(unlink_files, fd, self.record)
+        self._stack.callback(self._unlink, fd)
         os.chmod(name, 0o600, dir_fd=fd)
         listener.listen(MAX_PEERS)
         self._listener = listener
         self._selector.register(listener, selectors.EVENT_READ, None)
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         write_record(fd, self.record)
+
+    def _unlink(self, fd: int) -> None:
+        if not self.leave_record:
+            unlink_files(fd, self.record)
 
     def _release(self) -> None:
         for peer in list(self._peers.values()):

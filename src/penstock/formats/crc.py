@@ -18,8 +18,10 @@ platform, a table in Python takes over, about a hundred times slower; that is lo
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
-from typing import Final
+from importlib.machinery import PathFinder
+from typing import Any, Final
 
 __all__ = ["crc16", "crc32c", "crc32c_table", "raw_crc32c"]
 
@@ -53,15 +55,35 @@ def crc32c_table(data: Bytes, value: int = 0) -> int:
 
 
 def _choose() -> Callable[[Bytes, int], int]:
+    function: Callable[[Bytes, int], int]
     try:
-        import crc32c as package  # noqa: PLC0415 - optional
-    except ImportError:
-        logging.getLogger(__name__).warning(
-            "the crc32c package is missing: metadata checksums are computed in Python, slowly"
-        )
-        return crc32c_table
-    function: Callable[[Bytes, int], int] = package.crc32c
+        function = _compiled().crc32c
+    except (ImportError, AttributeError):
+        try:
+            import crc32c as package  # noqa: PLC0415 - optional
+        except ImportError:
+            logging.getLogger(__name__).warning(
+                "the crc32c package is missing: metadata checksums are computed in Python, slowly"
+            )
+            return crc32c_table
+        function = package.crc32c
     return function
+
+
+def _compiled() -> Any:
+    """The package's compiled module alone. The package around it imports a command line and the
+    reader of package metadata, which takes longer than all that a mount needs otherwise.
+
+    Raises:
+        ImportError: it is not where it is expected.
+    """
+    package = PathFinder.find_spec("crc32c")
+    inner = PathFinder.find_spec("_crc32c", package and package.submodule_search_locations)
+    if sys.modules.get("crc32c", package) is None or inner is None or inner.loader is None:
+        raise ImportError
+    module = inner.loader.create_module(inner)
+    inner.loader.exec_module(module)  # type: ignore[arg-type]
+    return module
 
 
 crc32c: Callable[..., int] = _choose()
