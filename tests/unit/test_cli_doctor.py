@@ -27,7 +27,9 @@ NAMES = [
     "uring-transport", "io-uring", "sync-init", "splice", "max-pages-limit", "request-timeout",
     "resend", "fuse-idmap", "iomap", "remap", "erofs", "erofs-file", "overlayfs", "reflink",
     "fs-verity", "idmapped-mounts", "file-handles", "user-mounts", "landlock", "seccomp",
-    "user-namespaces", "pidfd", "cgroup", "psi",
+    "user-namespaces", "pidfd", "cgroup", "psi", "sandbox-namespaces", "sandbox-root",
+    "sandbox-identity", "sandbox-capabilities", "sandbox-no-new-privs", "sandbox-landlock",
+    "sandbox-limits", "sandbox-seccomp",
 ]  # fmt: skip
 
 

@@ -32,9 +32,9 @@ WORDS: Final = ("auto", "copy", "splice")
 """The words that ``-o datapath=`` takes."""
 
 _NOT_HERE: Final = {
-    "passthrough": "needs a privileged broker to register backing files",
-    "lens": "needs a privileged broker to hold the EROFS instance",
-    "reflink": "needs a privileged broker, a read-write mount, and an image on XFS or btrfs",
+    "passthrough": "needs files to pass through to, and CAP_SYS_ADMIN to register them",
+    "lens": "needs CAP_SYS_ADMIN to mount the EROFS instance, which this version does not",
+    "reflink": "needs CAP_SYS_ADMIN, a read-write mount, and an image on XFS or btrfs",
     "iomap": "needs a kernel with the FUSE iomap extension",
 }
 

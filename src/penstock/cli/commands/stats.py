@@ -51,12 +51,38 @@ def _ask(path: str) -> dict[str, Any]:
     return statistics
 
 
+def _processes(statistics: dict[str, Any]) -> list[tuple[str, str]]:
+    """Who serves the mount, and how much memory that takes."""
+    servers = statistics["servers"]
+    numbers = ", ".join(str(server["pid"]) for server in servers)
+    word = "processes" if len(servers) > 1 else "process"
+    rows = [("server", f"{word} {numbers}, {size(statistics['memory']['resident'])}")]
+    silent = [str(server["pid"]) for server in servers if not server["answers"]]
+    if silent:
+        rows.append(("", f"does not answer: {', '.join(silent)}"))
+    if "broker" in statistics["memory"]:
+        memory = size(statistics["memory"]["broker"])
+        rows.append(("broker", f"process {statistics['pid']}, {memory}"))
+    return rows
+
+
+def _sandbox(sandbox: dict[str, Any]) -> list[tuple[str, str]]:
+    """The layers around the server."""
+    layers = sandbox["layers"]
+    if not layers:
+        return [("sandbox", "none")]
+    there = [name for name, layer in layers.items() if layer["in_force"]]
+    missing = [(f"  not {n}", layer["detail"]) for n, layer in layers.items() if n not in there]
+    return [("sandbox", ", ".join(there) or "none"), *missing]
+
+
 def _show(statistics: dict[str, Any]) -> None:
     rows = [
         ("source", statistics["source"]),
         ("type", statistics["type"]),
         ("mounted on", f"{statistics['mountpoint']} (by {statistics['mounted_by']})"),
-        ("server", f"process {statistics['pid']}, {size(statistics['memory']['resident'])}"),
+        *_processes(statistics),
+        *_sandbox(statistics["sandbox"]),
         ("up", duration(statistics["uptime_seconds"])),
         ("data path", statistics["datapath"]),
         *(
