@@ -2,10 +2,10 @@
 """Writing files out of an image, below one directory and nowhere else.
 
 The image may have been made to do harm: a name ``../x``, a symlink ``a -> /etc`` beside a directory
-``a``, a file that is both. So every path is walked from the target's descriptor one component at a
-time without following links, files are only ever created (O_EXCL, never opened for writing when
-they exist), and what a tree holds is its own: device nodes and set-ID bits are left out unless root
-asks for all.
+``a``, a file that is both. So every path is resolved below the target's descriptor and without
+following links (openat2 with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS), files are only ever created
+(O_EXCL, never opened for writing when they exist), and what a tree holds is its own: device nodes
+and set-ID bits are left out unless root asks for all.
 
 Directories are made for the owner alone; they get their mode and times when all below is there.
 """
@@ -22,13 +22,14 @@ from typing import Final
 
 from penstock.client import Client, Node, ServerLost
 from penstock.client.names import check_name
+from penstock.sys.beneath import open_beneath
 
 __all__ = ["Extractor", "Preserve", "Skipped"]
 
 _MODE: Final = 0o1777
 _SET_ID: Final = 0o6000
-_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
 _NOT_KEPT: Final = frozenset({errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EINVAL})
 """What a filesystem or a lack of privilege answers to attributes that it will not take."""
 
@@ -138,7 +139,7 @@ class Extractor:
             raise Skipped("a device node (root can copy it with --preserve=all)")
 
     def _make_regular(self, parent: int, name: bytes, node: Node) -> None:
-        fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
+        fd = open_beneath(parent, (name,), _CREATE, 0o600)
         try:
             with contextlib.closing(self._client.open(node)) as file:
                 position = 0
@@ -167,7 +168,7 @@ class Extractor:
             self._made.append((path, node))
 
     def _make_hard_link(self, path: Path, first: Path) -> None:
-        source = self._walk(first[:-1])
+        source = open_beneath(self._root, first[:-1], _DIRECTORY)
         try:
             parent = self._directory(path[:-1])
             os.link(
@@ -227,20 +228,10 @@ class Extractor:
         """A descriptor of a directory below the root; valid until the next call. The last one is
         kept, since a tree comes directory by directory."""
         if self._parent is None or self._parent[0] != path:
-            fd = self._walk(path)
+            fd = open_beneath(self._root, path, _DIRECTORY)
             self._forget_parent()
             self._parent = (path, fd)
         return self._parent[1]
-
-    def _walk(self, path: Path) -> int:
-        fd = os.dup(self._root)
-        for name in path:
-            try:
-                below = os.open(name, _DIRECTORY, dir_fd=fd)
-            finally:
-                os.close(fd)
-            fd = below
-        return fd
 
     def _forget_parent(self) -> None:
         if self._parent is not None:

@@ -8,10 +8,12 @@ starts one in namespaces of its own, ``files.py`` is what ``os`` lacks about fil
 tells who else may write to an image, ``notify.py`` speaks to the service manager, ``probe.py``
 tells what only a try can. ``namespaces.py``, ``capabilities.py``, ``landlock.py`` and
 ``seccomp.py`` are what a process takes from itself, ``memory.py`` says how malloc takes memory,
-``credentials.py`` is whom a thread uses files as. Each is imported by who needs it.
+``credentials.py`` is whom a thread uses files as, ``beneath.py`` opens what lies below a directory
+and nothing else, ``reasons.py`` has the words for errors. Each is imported by who needs it.
 """
 
 __all__ = [
+    "beneath",
     "capabilities",
     "credentials",
     "devfuse",
@@ -27,6 +29,7 @@ __all__ = [
     "notify",
     "probe",
     "process",
+    "reasons",
     "seccomp",
     "spawn",
     "unmount",
