@@ -99,12 +99,10 @@ def _maps() -> list[tuple[list[IdMap], list[IdMap]]]:
 def _program() -> list[str]:
     """The command line of a server. It is told this process's namespaces: others are its own."""
     outside = ",".join(f"{name}={number}" for name, number in namespace_ids().items())
-    modules = [path for path in (_folder("penstock"), _folder("crc32c")) if path]
-    start = (
-        f"import gc, sys; gc.disable(); sys.path += {list(dict.fromkeys(modules))!r}; "
-        "from penstock.contain.server import main; main(sys.argv[1])"
-    )
-    return [sys.executable, "-I", "-S", "-B", "-c", start, outside]
+    folder = _folder("penstock")
+    modules = dict.fromkeys(path for path in (folder, _folder("crc32c")) if path)
+    program = f"{folder}/penstock/contain/__main__.py"
+    return [sys.executable, "-I", "-S", "-B", program, outside, *modules]
 
 
 def _folder(package: str) -> str | None:

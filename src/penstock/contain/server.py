@@ -58,6 +58,7 @@ from penstock.fs import Connection
 from penstock.servers import Server, open_server
 from penstock.servers.ext4 import open_ext4
 from penstock.session import Session
+from penstock.sys.capabilities import set_name
 from penstock.transport import DevFuse, Prepared
 
 __all__ = ["main"]
@@ -101,6 +102,7 @@ def main(outside: str) -> NoReturn:
         wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         logging.getLogger("penstock").addHandler(_ToBroker(channel))
         logging.raiseExceptions = False
+        set_name("penstock-server")
         gc.freeze()
         gc.enable()
         _serve(channel, wake, outside)
