@@ -69,6 +69,7 @@ def contenders() -> list[Contender]:
     ]
     for name, options in (
         ("penstock", ()),
+        ("penstock-sandbox=no", ("-o", "sandbox=no")),
         ("penstock-splice", ("-o", "datapath=splice")),
         ("penstock-copy", ("-o", "datapath=copy")),
     ):
@@ -84,14 +85,18 @@ def _is_mounted(point: Path) -> bool:
 
 
 def _servers(marker: str) -> list[int]:
+    """Processes with the marker, and those that they have started with an environment of its own."""
     wanted = f"{MARKER}={marker}".encode()
-    found = []
+    found = set()
+    parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
+                stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
+                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
                 if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
+                    found.add(int(entry.name))
+    return sorted(found | {pid for pid, parent in parents.items() if parent in found})
 
 
 def memory(mount: Mounted) -> tuple[float, float] | None:

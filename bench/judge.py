@@ -67,6 +67,8 @@ def judge(target: Target, samples: Sequence[float], others: Sequence[float] | No
         spread = Spread.of(samples)
     elif target.kind == "faster":
         spread = ratio(others, samples)
+    elif target.kind == "more":
+        spread = Spread.of([mine - other for mine, other in zip(samples, others, strict=True)])
     else:
         spread = ratio(samples, others)
     if target.kind == "faster":

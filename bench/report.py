@@ -46,7 +46,9 @@ def verdicts(samples: Samples) -> list[Verdict]:
             found.append(judge(target, [1e3 * s for s in mine.get(target.row, [])], None))
         else:
             others = samples.seconds.get(target.against, {}).get(target.row, [])
-            found.append(judge(target, mine.get(target.row, []), others))
+            scale = 1e3 if target.kind == "more" else 1.0
+            ours = [scale * s for s in mine.get(target.row, [])]
+            found.append(judge(target, ours, [scale * s for s in others]))
     return found
 
 
@@ -166,6 +168,8 @@ def _targets(samples: Samples) -> Table:
         target = verdict.target
         if target.against is None:
             bound = f"at most {target.bound:g}{units[target.row]}"
+        elif target.kind == "more":
+            bound = f"at most {target.bound:g}{units[target.row]} more than {target.against}"
         elif target.kind == "faster":
             bound = f"at least {target.bound:g} times faster than {target.against}"
         else:

@@ -48,6 +48,13 @@ def test_faster(mine: list[float], outcome: str) -> None:
     assert judge(FASTER, mine, [6.0, 6.0, 6.0]).outcome == outcome
 
 
+def test_more() -> None:
+    more = Target("mount", "more", 60.0, "other")
+    assert judge(more, [150.0, 170.0, 160.0], [100.0, 100.0, 120.0]).outcome == "met"
+    assert judge(more, [150.0, 170.0, 180.0], [100.0, 100.0, 100.0]).outcome == "unclear"
+    assert judge(more, [161.0, 170.0, 180.0], [100.0, 100.0, 100.0]).outcome == "missed"
+
+
 def test_absolute_bound_and_absent_peer() -> None:
     bound = Target("mount", "at most", 250.0, None)
     assert judge(bound, [100.0, 300.0, 200.0], None).outcome == "met"
