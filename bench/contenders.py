@@ -85,7 +85,7 @@ def _is_mounted(point: Path) -> bool:
 
 
 def _servers(marker: str) -> list[int]:
-    """Processes with the marker, and those that they have started with an environment of its own."""
+    """Processes with the marker, and those that they have started without it."""
     wanted = f"{MARKER}={marker}".encode()
     found = set()
     parents = {}
