@@ -277,7 +277,7 @@ class _Helper:
                 if refusal is not None:
                     raise refusal
                 done.set_result(function())
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - it belongs to whoever waits
                 done.set_exception(error)
 
     def close(self) -> None:
