@@ -188,6 +188,14 @@ def sync_init() -> str | None:
     return None
 
 
+def fuservicemount3() -> str | None:
+    """The variable names a program that can be run."""
+    path = os.environ.get("FUSERVICEMOUNT3")
+    if not path:
+        return "FUSERVICEMOUNT3 is not set"
+    return None if os.access(path, os.X_OK) else f"{path} cannot be executed"
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "root": root,
     "fuse": fuse,
@@ -206,4 +214,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "btf": btf,
     "fuse2fs": _programs("fuse2fs"),
     "sync_init": sync_init,
+    "systemd": _programs("systemd-analyze", "systemd-socket-activate"),
+    "groff": _programs("groff"),
+    "fuservicemount3": fuservicemount3,
 }

@@ -23,7 +23,7 @@ from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.cli.installed import MARK, SERVICE_NAME, Item, Places, items
 from penstock.cli.logs import warn
 
-__all__ = ["run"]
+__all__ = ["changeable", "run"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _HEAD: Final = 1024
@@ -50,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.remove:
         _remove(wanted, dry=arguments.dry_run)
         return ExitCode.OK
+    if not root and not arguments.dry_run and os.geteuid() != 0:
+        raise Failure("only root can install into the system (or say --root DIR)", ExitCode.USAGE)
     if not root and not arguments.force:
         _check_trust(python)
     if python.startswith(_HIDDEN):
@@ -175,7 +177,7 @@ def _check_trust(python: str) -> None:
     places = {python, os.path.realpath(python), sysconfig.get_path("purelib")}
     places.add(os.path.realpath(os.path.dirname(penstock.__file__)))
     for place in sorted(places):
-        culprit = _changeable(place)
+        culprit = changeable(place)
         if culprit is not None:
             raise Failure(
                 f"{culprit}, so that others could change what root runs: install penstock where "
@@ -183,7 +185,7 @@ def _check_trust(python: str) -> None:
             )
 
 
-def _changeable(path: str) -> str | None:
+def changeable(path: str) -> str | None:
     """Which part of a path others than root can change, and why; None if none."""
     while True:
         try:
