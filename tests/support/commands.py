@@ -30,7 +30,7 @@ def penstock(*words: str | Path, timeout: float = 60) -> subprocess.CompletedPro
 def good(*words: str | Path) -> str:
     """Run a command that must work and say nothing on stderr; its output."""
     done = penstock(*words)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), f"{words}: {done.returncode} {done.stderr}"
     return done.stdout
 
 

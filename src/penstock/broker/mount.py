@@ -16,7 +16,6 @@ Invariants
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import select
@@ -43,15 +42,11 @@ from penstock.broker.peer import Peer
 from penstock.broker.protocol import (
     MAX_WORKERS,
     VERSION,
-    BackingOpen,
-    BackingReply,
     Body,
     FailureCode,
     GetStatistics,
     Hello,
     Image,
-    Invalidate,
-    Invalidated,
     Layer,
     Log,
     Message,
@@ -64,6 +59,7 @@ from penstock.broker.protocol import (
     Stop,
     Word,
 )
+from penstock.broker.requests import Requests
 from penstock.fs import Connection
 from penstock.negotiate import Limits, Profile
 from penstock.sys.devfuse import clone
@@ -179,6 +175,7 @@ class Broker:
         level = containment.log_level
         chatty = level <= logging.DEBUG
         self.peers = [Peer(each, n, chatty=chatty) for n, each in enumerate(launched)]
+        self._requests = Requests(self.peers)
         for peer in self.peers:
             for fd in (peer.channel.fileno(), peer.pidfd):
                 self._fds[fd] = peer
@@ -230,6 +227,10 @@ class Broker:
         self._undo.callback(attachment.abandon)
         attachment.create(self._shake_hands)
         self._poll.register(self._device, 0)  # tells of its end alone
+        assert self._connection is not None
+        self._requests.start(
+            self._device, self._connection, superblock_read_only=self._options.read_only
+        )
         for peer in self.peers:
             self._hand_over(peer)
         self._until(
@@ -266,6 +267,7 @@ class Broker:
             self._undo.close()
         for peer in self.peers:
             peer.close()
+        self._requests.close()
         for fd in (self._device, self._wake):
             if fd >= 0:
                 os.close(fd)
@@ -309,7 +311,7 @@ class Broker:
         if lazy and not self._wait_gone(_LAZY_SECONDS):
             self.abort()
 
-    def statistics(self, timeout: float = 1.0) -> BrokerStatistics:
+    def statistics(self, timeout: float = 0.5) -> BrokerStatistics:
         """A snapshot; asks the servers, and waits for those that do not answer in ``timeout``."""
         with self._answered:
             self._serial = serial = self._serial % 0xFFFF_FFFF + 1
@@ -433,31 +435,19 @@ class Broker:
                 return
 
     def _take(self, peer: Peer, message: Message) -> None:
-        try:
-            if not peer.take(message):
-                return
-            body = message.body
-            if isinstance(body, Log):
-                level = body.level if body.level in _LEVELS else logging.INFO
-                _log.log(level, "server: %s", body.text)
-            elif isinstance(body, Statistics):
-                with self._answered:
-                    if message.serial == self._serial:
-                        self._answers[peer.number, message.serial] = body
-                        self._answered.notify_all()
-            elif isinstance(body, BackingOpen):
-                reply = BackingReply(errno.EOPNOTSUPP, 0)
-                self._send(peer, reply, serial=message.serial)
-            elif isinstance(body, Invalidate):
-                self._invalidate(peer, body)
-        finally:
-            for fd in message.fds:
-                os.close(fd)
-
-    def _invalidate(self, sender: Peer, body: Invalidate) -> None:
-        for peer in self.peers:
-            if peer is not sender:
-                self._send(peer, Invalidated(body.node))
+        if not peer.take(message):
+            return
+        body = message.body
+        if isinstance(body, Log):
+            level = body.level if body.level in _LEVELS else logging.INFO
+            _log.log(level, "server: %s", body.text)
+        elif isinstance(body, Statistics):
+            with self._answered:
+                if message.serial == self._serial:
+                    self._answers[peer.number, message.serial] = body
+                    self._answered.notify_all()
+        else:
+            self._requests.carry_out(peer, message)
 
     # Ends
 
@@ -507,12 +497,14 @@ class Broker:
     def _until(self, done: Callable[[], bool], seconds: float, what: str) -> None:
         """Serve messages until ``done``, or raise for what has come in between."""
         deadline = time.monotonic() + seconds
-        while not done():
+        while True:
             failed = next((peer.failed for peer in self.peers if peer.failed is not None), None)
             if failed is not None:
                 raise ServerFailure(failed.text, FailureCode(failed.code))
             if self._outcome is not None:
                 raise ServerFailure(self._outcome.text, outcome=self._outcome)
+            if done():
+                return
             if not self._alive():
                 raise ServerFailure("the server has ended", outcome=Outcome(End.ERROR, "ended"))
             left = deadline - time.monotonic()
@@ -556,6 +548,7 @@ class Broker:
             deadline = 0.0
         for peer in self.peers:
             self._send(peer, Stop())
+            peer.resume()
         while self._alive():
             left = deadline - time.monotonic()
             if left <= 0:
@@ -566,6 +559,7 @@ class Broker:
                     peer.reap(wait=True)
                 break
             self._turn(left)
+        self._requests.close()
         os.close(self._device)
         self._device = -1
         if not self._containment.keep_crashed and self.mounted:

@@ -115,6 +115,8 @@ class Peer:
         """Bytes, as it was told."""
         self.dropped = 0
         """Log lines that were too many."""
+        self.unheard = 0
+        """Messages to it that it has not made room for."""
         self.exit_status: int | None = None
         """As os.waitstatus_to_exitcode gives it; None while the process runs."""
         now = time.monotonic()
@@ -153,11 +155,25 @@ class Peer:
         """Check a message and note what it says of the server itself.
 
         Returns:
-            Whether the broker has to look at it too; its descriptors are the caller's either way.
+            Whether the broker has to look at it too; its descriptors are then the caller's.
 
         Raises:
             ProtocolError: it may not come now, or says what cannot be.
         """
+        try:
+            taken = self._take(message)
+        except ProtocolError:
+            self._discard(message)
+            raise
+        if not taken:
+            self._discard(message)
+        return taken
+
+    def _discard(self, message: Message) -> None:
+        for fd in message.fds:
+            self.channel.discard(fd)
+
+    def _take(self, message: Message) -> bool:
         kind = message.kind
         with self._lock:
             if kind not in MAY_SEND[self.state]:
@@ -241,6 +257,12 @@ class Peer:
         if self.exit_status is None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def resume(self) -> None:
+        """Let a stopped process run, since it could not end otherwise."""
+        if self.exit_status is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
 
     def outcome(self, *, oom_killed: bool) -> Outcome | None:
         """How it has ended, None if it said goodbye and meant it. After :meth:`reap`."""
