@@ -5,7 +5,8 @@ It parses nothing of an image and imports nothing that does. Start with ``mount.
 beginning to end. ``protocol.py`` has the messages between broker and server, ``channel.py`` carries
 them (docs/broker-protocol.md says who may send what when), ``peer.py`` is the broker's view of one
 server, and ``launch.py`` starts it. ``attach.py`` has the three ways of mounting, ``handshake.py``
-answers INIT, ``backings.py`` registers backing files, ``keeper.py`` unmounts when the broker dies.
+answers INIT, ``requests.py`` carries out what servers ask for, ``backings.py`` registers backing
+files, ``keeper.py`` unmounts when the broker dies.
 
 Each is imported by who needs it: the server's side needs little.
 """
@@ -24,4 +25,5 @@ __all__ = [
     "outcome",
     "peer",
     "protocol",
+    "requests",
 ]
