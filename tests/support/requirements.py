@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from penstock.sys.landlock import abi_version
+
 __all__ = ["PROJECT", "Requirement", "absent_reason", "kernel_may_lack", "load"]
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -196,6 +198,28 @@ def fuservicemount3() -> str | None:
     return None if os.access(path, os.X_OK) else f"{path} cannot be executed"
 
 
+def landlock() -> str | None:
+    """The kernel says which version of Landlock it has."""
+    try:
+        abi_version()
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def user_namespaces() -> str | None:
+    """A user namespace can be made, by an ordinary user as well."""
+    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    command = ["unshare", "--user", "true"]
+    tried = subprocess.run(
+        command if root() is not None else become + command,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return None if tried.returncode == 0 else tried.stderr.strip() or "unshare failed"
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "root": root,
     "fuse": fuse,
@@ -214,6 +238,8 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "btf": btf,
     "fuse2fs": _programs("fuse2fs"),
     "sync_init": sync_init,
+    "landlock": landlock,
+    "user_namespaces": user_namespaces,
     "systemd": _programs("systemd-analyze", "systemd-socket-activate"),
     "groff": _programs("groff"),
     "fuservicemount3": fuservicemount3,

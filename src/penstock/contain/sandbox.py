@@ -141,7 +141,7 @@ def close(
         if name in layers:
             try:
                 reports[name] = LayerReport(name, *closing())
-            except OSError as error:
+            except (OSError, ValueError) as error:  # setrlimit's refusals are ValueErrors
                 reports[name] = LayerReport(name, False, _reason(error))
 
     attempt("namespaces", lambda: _namespaces(before))
@@ -195,8 +195,8 @@ def _id_map(path: str) -> tuple[_Ids, ...]:
         return tuple(_Ids(*map(int, line.split())) for line in file)
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _namespaces(before: _Before) -> tuple[bool, str]:
@@ -254,7 +254,8 @@ def _identity(before: _Before) -> tuple[bool, str]:
         os.setgroups([])
     except OSError as error:
         groups = f"; the caller's groups: {_reason(error)}"
-    if any(ids.inside <= NOBODY < ids.inside + ids.length for ids in before.users):
+    mapped = any(ids.inside <= NOBODY < ids.inside + ids.length for ids in before.users)
+    if mapped or not before.users:
         try:
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
@@ -325,12 +326,13 @@ def _limits(profile: Profile, *, own_user: bool) -> tuple[bool, str]:
         limits[resource.RLIMIT_NPROC] = profile.threads
     for limit, wanted in limits.items():
         hard = resource.getrlimit(limit)[1]
-        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(limit, (value, value))
-    threads = profile.threads if own_user else "not limited (no user namespace of its own)"
+        limits[limit] = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(limit, (limits[limit], limits[limit]))
+    unlimited = "not limited (no user namespace of its own)"
     return True, (
-        f"memory {profile.memory >> 20} MiB, {profile.descriptors} descriptors, threads {threads}, "
-        "files 0 bytes, no core"
+        f"memory {limits[resource.RLIMIT_DATA] >> 20} MiB, "
+        f"{limits[resource.RLIMIT_NOFILE]} descriptors, "
+        f"threads {limits.get(resource.RLIMIT_NPROC, unlimited)}, files 0 bytes, no core"
     )
 
 
