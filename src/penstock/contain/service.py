@@ -23,6 +23,7 @@ Facts about the helper
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import logging
@@ -30,6 +31,7 @@ import os
 import select
 import socket
 import stat
+import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Self
 
@@ -57,6 +59,7 @@ _SO_PASSRIGHTS: Final = 83
 _DEVICE_NUMBER: Final = (10, 229)
 _MAX_PAGES: Final = 255
 """With a header they fill the largest pipe that a process without rights gets."""
+_GOODBYE_SECONDS: Final = 2.0
 _IMAGE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _LOADED: Final = (open_ext4,)
 """Servers are imported when they are first used; here that would be too late."""
@@ -226,24 +229,30 @@ class MountHelper:
 
     def goodbye(self, code: int) -> None:
         """End the conversation; the helper ends with this exit code. A helper that has gone does
-        not matter any more."""
+        not matter any more.
+
+        What the helper was still saying is taken until it goes: closing a socket with unread
+        packets would take the goodbye from it.
+        """
         if self._step is _Step.ENDED:
             return
         self._step = _Step.ENDED
-        try:
-            self._send(protocol.encode_goodbye(code), look=False)
-        except OSError as error:
-            _log.info("the mount helper has gone: %s", error)
-        self._socket.close()
+        with contextlib.suppress(OSError), self._socket:
+            self._socket.sendmsg([protocol.encode_goodbye(code)], [], socket.MSG_NOSIGNAL)
+            waiter = select.poll()
+            waiter.register(self._socket, select.POLLIN)
+            deadline = time.monotonic() + _GOODBYE_SECONDS
+            while (left := deadline - time.monotonic()) > 0 and waiter.poll(left * 1000):
+                if not self._socket.recv(1):
+                    break
 
     def _at(self, step: _Step) -> None:
         if self._step is not step:
             raise RuntimeError(f"the conversation is at {self._step.name}, not at {step.name}")
 
-    def _send(self, packet: bytes, *, look: bool = True) -> None:
+    def _send(self, packet: bytes) -> None:
         """Send a packet; the helper only speaks when asked, so nothing may have come before."""
-        if look:
-            self._expect_silence()
+        self._expect_silence()
         self._socket.sendmsg([packet], [], socket.MSG_NOSIGNAL)
 
     def _expect_silence(self) -> None:
