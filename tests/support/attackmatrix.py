@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carry all attempts out, and write docs/security-matrix.md.
+
+    python -m tests.support.attackmatrix            write the document, say what is wrong
+    python -m tests.support.attackmatrix --every    try each attempt against each layer, and list
+                                                    those that stop it though it is not promised
+
+Needs root. All of it happens in namespaces of its own, and takes some ten seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from penstock.abi.seccomp import Action
+from penstock.contain.filter import ALLOWED
+from penstock.contain.sandbox import IMAGE_SERVER, LAYERS
+from penstock.sys import landlock
+from tests.support.attackhost import Host
+from tests.support.attackrun import BROKER, Outcome, Run, carry_out
+from tests.support.attacks import Attempt, load
+from tests.support.requirements import PROJECT
+
+__all__ = ["ALL", "DOCUMENT", "Measured", "document", "measure", "problems", "uses_only_allowed"]
+
+DOCUMENT: Final = PROJECT / "docs" / "security-matrix.md"
+ALL: Final = frozenset({*LAYERS, BROKER})
+"""What a mount has."""
+
+LEAST: Final = {"attempts": 64, "real": 55, "calls": 25, "allowed": 10, "layer": 5}
+
+_UNSHARE: Final = (
+    "unshare", "--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-proc",
+    "--kill-child", "--propagation", "private",
+)  # fmt: skip
+_INSIDE: Final = "--inside"
+_NUMBERS_TO_SKIP: Final = 300
+
+
+class Measured(NamedTuple):
+    """One attempt, carried out under some layers."""
+
+    attempt: str
+    layers: frozenset[str]
+    threads: bool
+    """No more threads could be started."""
+    outcome: Outcome
+    detail: str
+    missing: dict[str, str]
+    errno: int
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        under = "all layers" if self.layers == ALL else "+".join(self.layers) or "no layer"
+        closed = ", threads closed" if self.threads else ""
+        return f"{self.attempt} ({under}{closed}): {self.outcome.value} {self.detail}"
+
+
+def plan(attempts: Iterable[Attempt], *, every: bool) -> list[Run]:
+    """What is to be tried: with no layer, with each layer that promises, with all."""
+    runs = []
+    version = landlock.abi_version()
+    later = {entry.name for entry in IMAGE_SERVER.calls_later}
+    for attempt in attempts:
+        layers = [*LAYERS, BROKER] if every else attempt.stopped_by
+        able = [name for name in layers if name != "landlock" or attempt.landlock <= version]
+        runs += [Run(attempt), *(Run(attempt, frozenset({name})) for name in able)]
+        runs.append(Run(attempt, ALL, exact=True))
+        if later & {*attempt.calls}:
+            runs.append(Run(attempt, ALL, exact=True, threads=True))
+    return runs
+
+
+def measure(*, every: bool = False) -> list[Measured]:
+    """Carry out the plan, in a process of its own.
+
+    Raises:
+        RuntimeError: that process failed.
+    """
+    words = [sys.executable, "-m", "tests.support.attackmatrix", _INSIDE]
+    done = subprocess.run(
+        [*_UNSHARE, *words, *(["--every"] if every else [])],
+        stdout=subprocess.PIPE,
+        check=False,
+        cwd=PROJECT,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the attacked host ended with status {done.returncode}")
+    rows = json.loads(done.stdout)
+    return [
+        Measured(name, frozenset(layers), threads, Outcome(outcome), *rest)
+        for name, layers, threads, outcome, *rest in rows
+    ]
+
+
+def uses_only_allowed(attempt: Attempt) -> bool:
+    """Whether it takes no system call but those that servers may make."""
+    allowed = {entry.name for entry in ALLOWED if entry.action == Action.ALLOW}
+    return allowed.issuperset(attempt.calls)
+
+
+def is_absent(attempt: Attempt, row: Measured) -> bool:
+    """Whether this kernel does not have what is attacked."""
+    return row.outcome is Outcome.STOPPED and row.errno in attempt.absent
+
+
+def problems(rows: Sequence[Measured]) -> list[str]:
+    """Where a promise is not kept; empty if all is well."""
+    attempts = load()
+    found = [f"broken: {row.title}" for row in rows if row.outcome is Outcome.BROKEN]
+    found += [f"not in force: {row.title}: {row.missing}" for row in rows if row.missing]
+    absent = {
+        row.attempt for row in rows if not row.layers and is_absent(attempts[row.attempt], row)
+    }
+    for row in rows:
+        if row.layers and row.outcome is Outcome.SUCCEEDED:
+            found.append(f"not stopped: {row.title}")
+        if not row.layers and row.outcome is Outcome.STOPPED and row.attempt not in absent:
+            found.append(f"not real: {row.title}")
+    return found
+
+
+# --- the document
+
+
+_INTRODUCTION = """\
+# What a taken-over server can try
+
+Written by `python -m tests.support.attackmatrix`, as root, and compared with what is measured by
+`tests/root/test_containment.py`. The attempts are the functions of `tests/support/attack_*.py`.
+
+Each attempt is carried out by code that runs inside a server's process after its sandbox has
+closed, with all that a server holds: the image, its connection to the kernel, a pipe and the socket
+to the broker. What the layers are is told in [security.md](security.md).
+"""
+
+
+def document(rows: Sequence[Measured]) -> str:
+    """The text of docs/security-matrix.md.
+
+    What this kernel does not have, or its Landlock cannot do yet, stands there as promised.
+    """
+    attempts = load()
+    verdicts = {(row.attempt, row.layers): row.outcome for row in rows if not row.threads}
+
+    def stopped(name: str, *layers: str) -> bool:
+        return verdicts.get((name, frozenset(layers)), Outcome.STOPPED) is not Outcome.SUCCEEDED
+
+    absent = [
+        row.attempt for row in rows if not row.layers and is_absent(attempts[row.attempt], row)
+    ]
+    real = [name for name in attempts if name in absent or not stopped(name)]
+    through = [name for name in attempts if not stopped(name, *ALL)]
+    calls = {call for attempt in attempts.values() for call in attempt.calls}
+    allowed = [each for each in attempts.values() if uses_only_allowed(each)]
+    lines = [
+        _INTRODUCTION,
+        f"- {len(attempts)} attempts, which take {len(calls)} different system calls.",
+        f"- With no layer {len(real)} succeed: they are real.",
+        f"- With all layers {len(through) or 'none'} succeeds.",
+        f"- {len(allowed)} take no system call but those that servers may make (*).",
+        "",
+        "## No layer, and all layers",
+        "",
+    ]
+    for title, group in _sections(attempts).items():
+        lines += [f"### {title}", "", "| Attempt | What it does | System calls | No | All |"]
+        lines += ["|---|---|---|---|---|"]
+        for each in group:
+            star = " *" if uses_only_allowed(each) else ""
+            none = "succeeds" if each.name in real else "stopped"
+            everything = "succeeds" if each.name in through else "stopped"
+            what = " ".join(each.what.split())
+            lines.append(
+                f"| {each.title}{star} | {what} | {', '.join(each.calls)} | {none} | {everything} |"
+            )
+        lines.append("")
+    lines += _alone(attempts, stopped)
+    return "\n".join(lines)
+
+
+def _sections(attempts: dict[str, Attempt]) -> dict[str, list[Attempt]]:
+    sections: dict[str, list[Attempt]] = {}
+    for attempt in attempts.values():
+        sections.setdefault(attempt.section, []).append(attempt)
+    return sections
+
+
+_ALONE = """\
+## One layer alone
+
+All other layers are off. A cross: this layer must stop the attempt by itself, and did. Elsewhere it
+may or may not; another layer answers for it. The last column is no layer of the sandbox, but what
+the broker hands out: the image open for reading only, and a connection whose INIT it has answered
+itself.
+"""
+
+
+def _alone(attempts: dict[str, Attempt], stopped: Callable[..., bool]) -> list[str]:
+    layers = [*LAYERS, BROKER]
+    rows = []
+    counts = dict.fromkeys(layers, 0)
+    for attempt in attempts.values():
+        cells = [
+            "×" if name in attempt.stopped_by and stopped(attempt.name, name) else " "  # noqa: RUF001
+            for name in layers
+        ]
+        for name, cell in zip(layers, cells, strict=True):
+            counts[name] += cell != " "
+        rows.append(f"| {attempt.title} | {' | '.join(cells)} |")
+    return [
+        _ALONE,
+        f"| Attempt | {' | '.join(f'`{name}`' for name in layers)} |",
+        "|---|" + ":-:|" * len(layers),
+        f"| **{len(attempts)} attempts** | {' | '.join(str(counts[name]) for name in layers)} |",
+        *rows,
+        "",
+    ]
+
+
+# --- the command
+
+
+def _inside(*, every: bool) -> None:
+    """In namespaces of our own: carry the plan out, tell the results on standard output.
+
+    The host is a child with a high number, so that no number of its processes is that of another
+    one in an attacker's pid namespace.
+    """
+    for _ in range(_NUMBERS_TO_SKIP):
+        _end_of(os.fork() or os._exit(0))
+    child = os.fork()
+    if child:
+        sys.exit(_end_of(child))
+    with Host() as host:
+        rows = [
+            (run.attempt.name, sorted(run.layers), run.threads, result.outcome.value,
+             result.detail, result.missing, result.errno)
+            for run, result in carry_out(host, plan(load().values(), every=every))
+        ]  # fmt: skip
+    sys.stdout.write(json.dumps(rows))
+
+
+def _end_of(child: int) -> int:
+    """Its exit status; whoever else ends meanwhile is waited for too."""
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            return os.waitstatus_to_exitcode(status)
+
+
+def main() -> None:
+    """Carry out what the command line says."""
+    parser = argparse.ArgumentParser(prog="attackmatrix", description="see the module's docstring")
+    parser.add_argument("--every", action="store_true")
+    parser.add_argument(_INSIDE, action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside:
+        _inside(every=options.every)
+        return
+    rows = measure(every=options.every)
+    if options.every:
+        attempts = load()
+        found = [
+            f"not promised: {row.title}"
+            for row in rows
+            if len(row.layers) == 1
+            and row.outcome is Outcome.STOPPED
+            and not row.layers <= {*attempts[row.attempt].stopped_by}
+        ]
+    else:
+        found = problems(rows)
+        DOCUMENT.write_text(document(rows), encoding="utf-8")
+    sys.stdout.write("".join(f"{line}\n" for line in found))
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
