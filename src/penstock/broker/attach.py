@@ -21,12 +21,13 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from penstock.abi.mount import MountAttr, MountFlag, UmountFlag
+from penstock.abi.mount import MountAttr, MountFlag
 from penstock.broker.options import MountOptions
 from penstock.sys import mount as sysmount
 from penstock.sys.devfuse import open_device, sync_init
-from penstock.sys.fusermount import fusermount, fusermount_unmount
+from penstock.sys.fusermount import fusermount
 from penstock.sys.mountinfo import MountInfo, find_mount
+from penstock.sys.unmount import unmount
 
 __all__ = [
     "Attachment",
@@ -34,7 +35,6 @@ __all__ = [
     "max_pages",
     "open_connection",
     "set_readahead",
-    "unmount",
 ]
 
 _ROOT_MODE = f"{stat.S_IFDIR:o}"
@@ -233,21 +233,6 @@ def max_pages(options: MountOptions) -> int:
     if options.datapath == "copy" or os.geteuid() == 0:
         return _MAX_PAGES
     return _PIPE_PAGES
-
-
-def unmount(mountpoint: str, *, lazy: bool) -> None:
-    """Unmount, without touching the path.
-
-    Raises:
-        OSError: EBUSY, EINVAL (nothing is mounted there), EPERM.
-    """
-    flags = UmountFlag.NOFOLLOW | (UmountFlag.DETACH if lazy else UmountFlag(0))
-    try:
-        sysmount.umount(mountpoint, flags)
-    except OSError as error:
-        if error.errno != errno.EPERM:
-            raise
-        fusermount_unmount(mountpoint, lazy=lazy)
 
 
 def detach_newer(mountpoint: str, before: MountInfo | None) -> None:

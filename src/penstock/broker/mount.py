@@ -32,7 +32,6 @@ from penstock.broker.attach import (
     max_pages,
     open_connection,
     set_readahead,
-    unmount,
 )
 from penstock.broker.handshake import answer_init
 from penstock.broker.launch import Launched
@@ -65,6 +64,7 @@ from penstock.negotiate import Limits, Profile
 from penstock.sys.devfuse import clone
 from penstock.sys.files import large_pipe
 from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
+from penstock.sys.unmount import unmount
 
 __all__ = ["Broker", "BrokerStatistics", "Containment", "ServerStatistics", "Source"]
 

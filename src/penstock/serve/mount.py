@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from penstock.broker.attach import detach_newer, max_pages, open_connection, set_readahead, unmount
+from penstock.broker.attach import detach_newer, max_pages, open_connection, set_readahead
 from penstock.broker.options import MountOptions
 from penstock.datapath import DataPathStatistics, ReadPaths
 from penstock.fs import Operations
 from penstock.session import Limits, Notifier, Session, SessionStatistics
 from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
+from penstock.sys.unmount import unmount
 from penstock.transport import DevFuse
 
 __all__ = ["Mount", "MountStatistics", "mount"]
