@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of the mount interface (``linux/mount.h``, ``asm-generic/unistd.h``).
-
-The system call numbers from 424 on are the same on every architecture.
-"""
+"""Numbers of the mount interface (``linux/mount.h``)."""
 
 from __future__ import annotations
 
@@ -18,20 +15,8 @@ __all__ = [
     "FsconfigCommand",
     "MountAttr",
     "MountFlag",
-    "Syscall",
     "UmountFlag",
 ]
-
-
-class Syscall(enum.IntEnum):
-    """System calls that the C library does not wrap everywhere."""
-
-    OPEN_TREE = 428
-    MOVE_MOUNT = 429
-    FSOPEN = 430
-    FSCONFIG = 431
-    FSMOUNT = 432
-    FSPICK = 433
 
 
 class FsconfigCommand(enum.IntEnum):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["SYSCALLS"]
+__all__ = ["COMMON", "SYSCALLS"]
 
 _X86_64: Final = """
 0 read write open close stat fstat lstat poll lseek mmap mprotect munmap brk rt_sigaction
@@ -109,8 +109,11 @@ def _table(text: str) -> dict[str, int]:
     return numbers
 
 
+COMMON: Final[Mapping[str, int]] = _table(_COMMON)
+"""Calls that have the same number everywhere: name → number."""
+
 SYSCALLS: Final[Mapping[str, Mapping[str, int]]] = {
-    "x86_64": _table(_X86_64 + _COMMON),
-    "aarch64": _table(_AARCH64 + _COMMON),
+    "x86_64": {**_table(_X86_64), **COMMON},
+    "aarch64": {**_table(_AARCH64), **COMMON},
 }
 """By machine, as uname(2) calls it: name → number."""

@@ -13,7 +13,6 @@ from penstock.sys.libc import syscall
 
 __all__ = ["open_beneath"]
 
-_NR_OPENAT2: Final = 437  # everywhere
 _OPEN_HOW: Final = struct.Struct("=QQQ")
 _RESOLVE_NO_SYMLINKS: Final = 0x04
 _RESOLVE_BENEATH: Final = 0x08
@@ -49,7 +48,7 @@ def open_beneath(root: int, names: Sequence[bytes], flags: int, mode: int = 0) -
 def _openat2(root: int, path: bytes, flags: int, mode: int) -> int:
     how = _OPEN_HOW.pack(flags, mode, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
     try:
-        return syscall(_NR_OPENAT2, "openat2", root, path, how, len(how))
+        return syscall("openat2", root, path, how, len(how))
     except OSError as error:
         code = error.errno or errno.EIO
         raise OSError(code, os.strerror(code), os.fsdecode(path)) from None

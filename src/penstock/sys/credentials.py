@@ -16,7 +16,6 @@ import errno
 import os
 from typing import Final
 
-from penstock.abi.syscalls import SYSCALLS
 from penstock.sys.libc import call, syscall
 
 __all__ = ["use_files_as"]
@@ -30,10 +29,7 @@ def use_files_as(user: int, group: int) -> None:
     Raises:
         OSError: EPERM, ENOSYS (an architecture whose numbers are not known).
     """
-    number = SYSCALLS.get(os.uname().machine, {}).get("setgroups")
-    if number is None:
-        raise OSError(errno.ENOSYS, "setgroups: the number of the system call is not known")
-    syscall(number, "setgroups", 0, None)
+    syscall("setgroups", 0, None)
     for name, wanted in (("setfsgid", group), ("setfsuid", user)):
         call(name, wanted)
         if call(name, _NO_ID) != wanted:

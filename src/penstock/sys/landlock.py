@@ -18,12 +18,9 @@ import os
 import struct
 
 from penstock.abi.landlock import CREATE_RULESET_VERSION, LADDER, Step
-from penstock.abi.syscalls import SYSCALLS
 from penstock.sys.libc import syscall
 
 __all__ = ["abi_version", "restrict_everything"]
-
-_NUMBERS = SYSCALLS["x86_64"]  # on every architecture the same, being above 424
 
 
 def abi_version() -> int:
@@ -33,7 +30,7 @@ def abi_version() -> int:
         OSError: ENOSYS (not in the kernel), EOPNOTSUPP (not switched on at boot).
     """
     return syscall(
-        _NUMBERS["landlock_create_ruleset"], "landlock_create_ruleset",
+        "landlock_create_ruleset",
         None, 0, CREATE_RULESET_VERSION,
     )  # fmt: skip
 
@@ -50,13 +47,9 @@ def restrict_everything() -> tuple[int, Step]:
     version = abi_version()
     step = next(step for step in reversed(LADDER) if step.version <= version)
     attributes = struct.pack("=QQQ", step.fs, step.net, step.scopes)
-    ruleset = syscall(
-        _NUMBERS["landlock_create_ruleset"], "landlock_create_ruleset", attributes, step.size, 0
-    )
+    ruleset = syscall("landlock_create_ruleset", attributes, step.size, 0)
     try:
-        syscall(
-            _NUMBERS["landlock_restrict_self"], "landlock_restrict_self", ruleset, int(step.flags)
-        )
+        syscall("landlock_restrict_self", ruleset, int(step.flags))
     finally:
         os.close(ruleset)
     return version, step

@@ -4,7 +4,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+from penstock.abi.syscalls import COMMON, SYSCALLS
 
 __all__ = ["call", "libc", "syscall"]
 
@@ -12,11 +18,17 @@ libc = ctypes.CDLL(None, use_errno=True)
 """The process's own C library. Calls through it release the interpreter lock."""
 
 
+_WIDE: Final = sys.maxsize > 1 << 32
+
+_NUMBERS: Final[Mapping[str, int]] = SYSCALLS.get(os.uname().machine, COMMON) if _WIDE else COMMON
+"""A 32-bit process has other numbers than its kernel, but for the common ones."""
+
+
 def _check(result: int, name: str, path: str | bytes | None = None) -> int:
     if result < 0:
-        errno = ctypes.get_errno()
+        code = ctypes.get_errno()
         where = None if path is None else os.fsdecode(path)
-        raise OSError(errno, f"{name}: {os.strerror(errno)}", where)
+        raise OSError(code, f"{name}: {os.strerror(code)}", where)
     return result
 
 
@@ -35,12 +47,17 @@ def call(name: str, *args: object, path: str | bytes | None = None) -> int:
     return _check(function(*args), name, path)
 
 
-def syscall(number: int, name: str, *args: object, path: str | bytes | None = None) -> int:
-    """Call the kernel by number. Integers are passed as long.
+def syscall(name: str, *args: object, path: str | bytes | None = None) -> int:
+    """Call the kernel, for calls that the C library does not have, or does otherwise. Integers are
+    passed as long.
 
     Raises:
-        OSError: ENOSYS where the kernel lacks it, and whatever it answers.
+        OSError: ENOSYS where the kernel lacks it or the call's number is not known for this
+            architecture, and whatever the kernel answers.
     """
+    number = _NUMBERS.get(name)
+    if number is None:
+        raise OSError(errno.ENOSYS, f"{name}: no number is known for it on {os.uname().machine}")
     converted = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
     function = libc.syscall
     function.restype = ctypes.c_long

@@ -17,7 +17,6 @@ from penstock.abi.mount import (
     FsconfigCommand,
     MountAttr,
     MountFlag,
-    Syscall,
     UmountFlag,
 )
 from penstock.sys.libc import call, syscall
@@ -39,30 +38,29 @@ AT_FDCWD = -100
 
 def fsopen(fstype: str) -> int:
     """A configuration context for a new superblock (fsopen(2)). The caller closes it."""
-    return syscall(Syscall.FSOPEN, "fsopen", fstype.encode(), FSOPEN_CLOEXEC)
+    return syscall("fsopen", fstype.encode(), FSOPEN_CLOEXEC)
 
 
 def fsconfig_flag(fd: int, key: str) -> None:
     """Set a parameter without a value."""
-    syscall(Syscall.FSCONFIG, "fsconfig", fd, FsconfigCommand.SET_FLAG, key.encode(), None, 0)
+    syscall("fsconfig", fd, FsconfigCommand.SET_FLAG, key.encode(), None, 0)
 
 
 def fsconfig_string(fd: int, key: str, value: str) -> None:
     """Set a parameter to a string."""
-    syscall(
-        Syscall.FSCONFIG, "fsconfig", fd, FsconfigCommand.SET_STRING,
+    syscall("fsconfig", fd, FsconfigCommand.SET_STRING,
         key.encode(), os.fsencode(value), 0,
     )  # fmt: skip
 
 
 def fsconfig_create(fd: int) -> None:
     """Make the superblock."""
-    syscall(Syscall.FSCONFIG, "fsconfig", fd, FsconfigCommand.CMD_CREATE, None, None, 0)
+    syscall("fsconfig", fd, FsconfigCommand.CMD_CREATE, None, None, 0)
 
 
 def fsmount(fd: int, attributes: MountAttr) -> int:
     """A detached mount of the superblock; an O_PATH descriptor of its root."""
-    return syscall(Syscall.FSMOUNT, "fsmount", fd, FSMOUNT_CLOEXEC, attributes)
+    return syscall("fsmount", fd, FSMOUNT_CLOEXEC, attributes)
 
 
 def fsopen_log(fd: int) -> str:
@@ -78,10 +76,9 @@ def move_mount(mount_fd: int, target: int | str) -> None:
     """Attach a detached mount at ``target``, a path or an O_PATH descriptor."""
     if isinstance(target, int):
         flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
-        syscall(Syscall.MOVE_MOUNT, "move_mount", mount_fd, b"", target, b"", flags)
+        syscall("move_mount", mount_fd, b"", target, b"", flags)
     else:
-        syscall(
-            Syscall.MOVE_MOUNT, "move_mount", mount_fd, b"", AT_FDCWD, os.fsencode(target),
+        syscall("move_mount", mount_fd, b"", AT_FDCWD, os.fsencode(target),
             MOVE_MOUNT_F_EMPTY_PATH, path=target,
         )  # fmt: skip
 

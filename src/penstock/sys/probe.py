@@ -10,7 +10,6 @@ import os
 import sys
 from typing import Final
 
-from penstock.abi.syscalls import SYSCALLS
 from penstock.sys.libc import call, syscall
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "measure_verity",
 ]
 
-_NUMBERS: Final = SYSCALLS["x86_64"]  # on every architecture the same, being above 424
 _FICLONE: Final = 0x4004_9409
 _FS_IOC_MEASURE_VERITY: Final = 0xC004_6686
 _IORING_SETUP_SQE128: Final = 1 << 10
@@ -85,7 +83,7 @@ def io_uring_supported() -> None:
     """
     flags = _IORING_SETUP_SQE128.to_bytes(4, sys.byteorder)
     parameters = ctypes.create_string_buffer(bytes(8) + flags, _IO_URING_PARAMS)
-    os.close(syscall(_NUMBERS["io_uring_setup"], "io_uring_setup", 2, parameters))
+    os.close(syscall("io_uring_setup", 2, parameters))
 
 
 def file_handle_size(path: str, flags: int = 0) -> int:
@@ -115,6 +113,6 @@ def idmap_mount(mount_fd: int, user_namespace_fd: int) -> None:
     """
     attributes = _MountAttr(_MOUNT_ATTR_IDMAP, 0, 0, user_namespace_fd)
     syscall(
-        _NUMBERS["mount_setattr"], "mount_setattr", mount_fd, b"", _AT_EMPTY_PATH,
+        "mount_setattr", mount_fd, b"", _AT_EMPTY_PATH,
         ctypes.byref(attributes), ctypes.sizeof(attributes),
     )  # fmt: skip

@@ -18,7 +18,6 @@ from typing import Final
 
 from penstock.abi.process import Prctl
 from penstock.abi.seccomp import AUDIT_ARCH, SOCK_FILTER, FilterFlag, Operation
-from penstock.abi.syscalls import SYSCALLS
 from penstock.sys.libc import call, syscall
 
 __all__ = ["install", "is_supported", "machine"]
@@ -69,7 +68,6 @@ def install(program: bytes, *, tsync: bool = False) -> None:
     buffer = create_string_buffer(program, len(program))
     header = _Program(len(program) // SOCK_FILTER.size, cast(buffer, POINTER(c_char)))
     flags = FilterFlag.TSYNC if tsync else FilterFlag(0)
-    number = SYSCALLS[machine()]["seccomp"]
-    thread = syscall(number, "seccomp", int(Operation.SET_MODE_FILTER), int(flags), byref(header))
+    thread = syscall("seccomp", int(Operation.SET_MODE_FILTER), int(flags), byref(header))
     if thread:
         raise OSError(errno.EBUSY, f"seccomp: thread {thread} has filters of its own")

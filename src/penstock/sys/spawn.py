@@ -25,13 +25,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, NoReturn
 
 from penstock.abi.process import CloneFlag
-from penstock.sys.libc import call, syscall
+from penstock.sys.capabilities import set_parent_death_signal
+from penstock.sys.libc import syscall
 
 __all__ = ["IdMap", "Spawned", "spawn"]
 
-_NR_CLONE: Final = {"x86_64": 56, "aarch64": 220}
 _CLONE_PIDFD: Final = 0x0000_1000
-_PR_SET_PDEATHSIG: Final = 1
 _NOT_STARTED: Final = 127
 _NONE: Final = CloneFlag(0)
 
@@ -84,9 +83,6 @@ def spawn(
     """
     if threading.active_count() > 1:
         raise RuntimeError("only a process with one thread can spawn")
-    number = _NR_CLONE.get(os.uname().machine)
-    if number is None:
-        raise OSError(38, f"no way to start a contained process on {os.uname().machine}")
     go_read, go_write = os.pipe()
     arguments = [os.fsencode(word) for word in argv]
     variables = {os.fsencode(k): os.fsencode(v) for k, v in environment.items()}
@@ -94,7 +90,7 @@ def spawn(
     flags = int(namespaces) | _CLONE_PIDFD | signal.SIGCHLD
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        pid = syscall(number, "clone", flags, None, ctypes.byref(pidfd), None, None)
+        pid = syscall("clone", flags, None, ctypes.byref(pidfd), None, None)
         if pid == 0:
             _child(arguments, variables, fds, go_read, go_write)
     except OSError:
@@ -127,7 +123,7 @@ def _child(
 ) -> NoReturn:
     """Between clone and execve. Never returns, never raises."""
     try:
-        call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        set_parent_death_signal(signal.SIGKILL)
         os.close(go_write)
         if os.read(go_read, 1) != bytes([_Go.RUN]):
             os._exit(_NOT_STARTED)
