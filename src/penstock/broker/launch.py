@@ -13,16 +13,18 @@ has but one id to give.
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import socket
 import sys
-from typing import Final, NamedTuple
+from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from penstock.abi.process import CloneFlag
-from penstock.broker.channel import Channel
 from penstock.sys.namespaces import namespace_ids
 from penstock.sys.spawn import IdMap, Spawned, spawn
+
+if TYPE_CHECKING:
+    from penstock.broker.channel import Channel
 
 __all__ = ["NOBODY", "Launched", "launch"]
 
@@ -65,6 +67,9 @@ def launch(*, max_fds: int = 0) -> Launched:
     finally:
         theirs.close()
         os.close(null)
+    # Only now: the server is importing the same at this very moment.
+    from penstock.broker.channel import Channel  # noqa: PLC0415
+
     ours.setblocking(False)
     return Launched(*started, Channel(ours, sender=started.pid, max_fds=max_fds))
 
@@ -99,7 +104,7 @@ def _maps() -> list[tuple[list[IdMap], list[IdMap]]]:
 def _program() -> list[str]:
     """The command line of a server. It is told this process's namespaces: others are its own."""
     outside = ",".join(f"{name}={number}" for name, number in namespace_ids().items())
-    folder = _folder("penstock")
+    folder = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     modules = dict.fromkeys(path for path in (folder, _folder("crc32c")) if path)
     program = f"{folder}/penstock/contain/__main__.py"
     return [sys.executable, "-I", "-S", "-B", program, outside, *modules]
@@ -107,7 +112,7 @@ def _program() -> list[str]:
 
 def _folder(package: str) -> str | None:
     """Where a package lies, without importing it."""
-    found = importlib.util.find_spec(package)
+    found = PathFinder.find_spec(package)
     if found is None or not found.submodule_search_locations:
         return None
     return os.path.dirname(found.submodule_search_locations[0])

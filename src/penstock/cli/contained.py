@@ -18,14 +18,13 @@ from penstock.broker.ending import Stopped, ending
 from penstock.broker.keeper import Keeper
 from penstock.broker.launch import Launched
 from penstock.broker.mount import Broker, Containment, Source
-from penstock.broker.options import MountOptions
 from penstock.broker.outcome import End, Outcome, ServerFailure
 from penstock.broker.protocol import Ready
-from penstock.cli.commands.mount import request_timeout
 from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.cli.failures import CODES, server_failure
 from penstock.cli.images import open_source
 from penstock.cli.logs import warn
+from penstock.cli.mountoptions import mount_options, request_timeout
 from penstock.cli.mountpoints import claimed
 from penstock.cli.options import Words
 from penstock.control import (
@@ -51,7 +50,6 @@ _log = logging.getLogger(__name__)
 def serve_contained(
     arguments: argparse.Namespace,
     words: Words,
-    options: MountOptions,
     launched: Sequence[Launched],
     ready: Callable[[], None],
 ) -> int:
@@ -60,11 +58,11 @@ def serve_contained(
     Args:
         arguments: of the command line.
         words: the same for ``-o``.
-        options: how to mount.
         launched: the servers, which start while everything else is being looked at.
         ready: called when the mount can be used.
     """
     containment = _containment(words, debug=arguments.debug)
+    options = mount_options(words, arguments.source)
     profile = image_profile(acl="noacl" not in words.server, idmap="idmap" in words.server)
     try:
         with contextlib.ExitStack() as stack:

@@ -57,7 +57,8 @@ def run_detached(work: Callable[[Callable[[], None]], int]) -> int:
         return ExitCode.OK
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if said:
-        raise Failure(os.fsdecode(said[1:]), ExitCode(said[0]))
+        code = next(code for code in ExitCode if code == said[0])
+        raise Failure(os.fsdecode(said[1:]), code)
     if status == ExitCode.INTERRUPTED:
         raise KeyboardInterrupt
     how = f"by signal {-status}" if status < 0 else f"with exit code {status}"

@@ -33,7 +33,7 @@ def server_failure(
         source: the image, as the user named it.
         failure: what happened.
         words: the filesystem's ``-o`` words.
-        code: the exit code where the image is at fault.
+        code: the exit code where the image is at fault, or the system.
     """
     text = explain(failure)
     if failure.outcome is not None:
@@ -41,6 +41,8 @@ def server_failure(
     if failure.code is FailureCode.OPTION:
         hint = " (see penstock mount -o help)" if text.startswith("unknown option") else ""
         return Failure(text + hint, ExitCode.USAGE)
+    if failure.code is FailureCode.MEMORY:
+        code = ExitCode.OUT_OF_MEMORY
     if failure.code is FailureCode.CHECKSUM and "nocheck" not in words:
         text += " (-o nocheck reads on without checking)"
     return Failure(f"{source}: {text}", code)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.cli.images import open_filesystem, open_source
 from penstock.cli.logs import warn
+from penstock.cli.mountoptions import mount_options
 from penstock.cli.mountpoints import claimed
 from penstock.cli.options import Words
 from penstock.cli.statistics import statistics_of
@@ -37,10 +38,9 @@ __all__ = ["serve_in_process"]
 _log = logging.getLogger(__name__)
 
 
-def serve_in_process(
-    arguments: argparse.Namespace, words: Words, options: MountOptions, ready: Callable[[], None]
-) -> int:
+def serve_in_process(arguments: argparse.Namespace, words: Words, ready: Callable[[], None]) -> int:
     """Mount, call ``ready``, and serve until the mount has ended; the exit code."""
+    options = mount_options(words, arguments.source)
     try:
         with contextlib.ExitStack() as stack:
             end = stack.enter_context(ending())

@@ -26,6 +26,7 @@ __all__ = [
     "Shape",
     "Word",
     "Words",
+    "number_of",
     "parse_words",
     "split_words",
 ]
@@ -400,6 +401,18 @@ def parse_words(texts: Iterable[str]) -> Words:
                 words.generic.pop(_OPPOSITE.get(name, ""), None)
                 words.generic[name] = _checked(word, value)
     return words
+
+
+def number_of(words: Words, name: str, default: int, lowest: int, highest: int) -> int:
+    """The value of a word that is a number.
+
+    Raises:
+        Failure: it is out of range (USAGE).
+    """
+    number = int(words.generic.get(name, default))
+    if not lowest <= number <= highest:
+        raise Failure(f"-o {name}={number}: is not in {lowest} to {highest}", ExitCode.USAGE)
+    return number
 
 
 _OPPOSITE: Final = {

@@ -78,8 +78,10 @@ def _compiled() -> Any:
         ImportError: it is not where it is expected.
     """
     package = PathFinder.find_spec("crc32c")
-    inner = PathFinder.find_spec("_crc32c", package and package.submodule_search_locations)
-    if sys.modules.get("crc32c", package) is None or inner is None or inner.loader is None:
+    if package is None or sys.modules.get("crc32c", package) is None:
+        raise ImportError
+    inner = PathFinder.find_spec("_crc32c", package.submodule_search_locations)
+    if inner is None or inner.loader is None:
         raise ImportError
     module = inner.loader.create_module(inner)
     inner.loader.exec_module(module)  # type: ignore[arg-type]

@@ -19,10 +19,10 @@ from typing import Final
 
 import penstock.cli.text  # noqa: F401  what failures are printed with
 from penstock.broker.options import MountOptions
-from penstock.cli.commands.mount import mount_options, request_timeout
 from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.cli.helper import options_text, parse_call
 from penstock.cli.logs import configure_logging, report, warn
+from penstock.cli.mountoptions import mount_options, request_timeout
 from penstock.cli.options import Words, parse_words
 from penstock.contain.sandbox import LayerReport
 from penstock.contain.service import MountHelper, Request, Service, inherited_socket
