@@ -475,8 +475,8 @@ class Broker:
         outcome = peer.outcome(oom_killed=oom_kills() > self._oom_kills)
         if peer.failed is not None:
             outcome = Outcome(End.ERROR, peer.failed.text)
-        if outcome is None and peer.state is State.ENDED and len(self._alive()) and not self._gone:
-            outcome = Outcome(End.ERROR, "a server ended by itself")
+        if outcome is None and self._device >= 0 and not self._wait_gone(0.0):
+            outcome = Outcome(End.ERROR, "the server ended, although it was not unmounted")
         if outcome is not None and not self._aborted:
             self._settle(outcome)
         elif not self._alive():
@@ -514,7 +514,7 @@ class Broker:
             self._turn(left)
 
     def _wait_gone(self, seconds: float) -> bool:
-        """Whether the connection ends within so many seconds; from another thread than the loop."""
+        """Whether the connection ends within so many seconds. From any thread."""
         waiter = select.poll()
         waiter.register(self._device, 0)
         return bool(waiter.poll(seconds * 1000)) or self._gone

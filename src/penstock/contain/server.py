@@ -21,6 +21,7 @@ import logging
 import os
 import select
 import socket
+import traceback
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
@@ -78,16 +79,30 @@ class _Goodbye(Exception):
     """The server ends; the broker has been told why, or has gone."""
 
 
+class _GivenUp(Exception):
+    """The server has failed while it served, which the broker has been told in its log."""
+
+
 class _ToBroker(logging.Handler):
-    """Sends records to the broker; one that it does not take at once is lost."""
+    """Sends records to the broker; one that it does not take at once is lost.
+
+    An exception is its type and text; where it was raised comes only if every line is wanted.
+    """
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()
         self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
+        lines = [record.getMessage()]
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            lines[0] += f": {type(error).__name__}: {error}"
+            if _log.isEnabledFor(logging.DEBUG):
+                lines += "".join(traceback.format_exception(error)).splitlines()
         with contextlib.suppress(OSError, ValueError):
-            self._channel.send(Log(min(record.levelno, 255), self.format(record)), wait=False)
+            for line in lines:
+                self._channel.send(Log(min(record.levelno, 255), line), wait=False)
 
 
 def main(outside: str) -> NoReturn:
@@ -111,6 +126,8 @@ def main(outside: str) -> NoReturn:
         code = 0
     except MemoryError:
         code = EXIT_OUT_OF_MEMORY
+    except _GivenUp:
+        code = 1
     except Exception as error:  # noqa: BLE001 - there is nobody else to tell
         _log.exception("the server failed")
         with contextlib.suppress(OSError):
@@ -214,7 +231,14 @@ class _Kernel:
         )  # fmt: skip
         transport.start()
         self._channel.send(Serving(_layers([close_threads(IMAGE_SERVER)])))
-        self._channel.send(Ended(self._wait()))
+        try:
+            reason = self._wait()
+        except (_Goodbye, MemoryError):
+            raise
+        except Exception as error:
+            _log.exception("the server failed")
+            raise _GivenUp from error
+        self._channel.send(Ended(reason))
         raise _Goodbye
 
     def _make_transport(self, serve: Serve, fds: Sequence[int]) -> DevFuse:
@@ -242,6 +266,8 @@ class _Kernel:
             ready = {fd for fd, _ in waiter.poll()}
             if self._wake in ready:
                 self._transport.ended.wait()
+                if self._transport.failure is not None:
+                    raise self._transport.failure
                 return EndReason.UNMOUNTED
             message = self._channel.receive()
             if message is None:

@@ -111,6 +111,8 @@ class DevFuse:
         self._last_answer = time.perf_counter_ns()
         self._left = self._count
         self._lock = threading.Lock()
+        self.failure: Exception | None = None
+        """Why a worker has given the connection up."""
         self.ended = threading.Event()
         self._workers = [Worker(self, fd, self._buffer_size)]
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
@@ -237,7 +239,8 @@ class DevFuse:
                         self._send(worker, reply)
                     worker.serial += 1
                     self._last_answer = time.perf_counter_ns()
-        except Exception:  # noqa: BLE001 - the others must be told to leave
+        except Exception as error:  # noqa: BLE001 - the others must be told to leave
+            self.failure = error
             _log.exception("a worker failed; the mount is being given up")
         finally:
             self._leave(worker)
