@@ -12,6 +12,7 @@ has but one id to give.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -20,18 +21,20 @@ from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from penstock.abi.process import CloneFlag
+from penstock.sys.capabilities import io_flusher
 from penstock.sys.namespaces import namespace_ids
 from penstock.sys.spawn import IdMap, Spawned, spawn
 
 if TYPE_CHECKING:
     from penstock.broker.channel import Channel
 
-__all__ = ["NOBODY", "Launched", "launch"]
+__all__ = ["NOBODY", "Launched", "launch", "stay_in_memory"]
 
 NOBODY: Final = 65534
 _NEW: Final = CloneFlag.NEWUSER | CloneFlag.NEWPID
 _FORBIDDEN: Final = frozenset({errno.EPERM, errno.ENOSPC, errno.EINVAL, errno.EACCES, errno.EUSERS})
 _SOCKET_BYTES: Final = 256 * 1024
+_OOM_SCORE: Final = -500
 
 
 class Launched(NamedTuple):
@@ -42,6 +45,19 @@ class Launched(NamedTuple):
     """Owned by whoever got this; readable once the process has ended."""
     channel: Channel
     """This side's end; does not block."""
+
+
+def stay_in_memory() -> None:
+    """Have this process, and what it starts, get memory even when the machine has little of it, and
+    be among the last to be killed then. As far as the caller may (CAP_SYS_RESOURCE).
+
+    Somebody may be waiting for an answer of theirs: if they waited for memory that is only freed by
+    that answer, nobody would ever go on (prctl(2), PR_SET_IO_FLUSHER).
+    """
+    with contextlib.suppress(OSError):
+        io_flusher(True)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as setting:
+        setting.write(str(_OOM_SCORE))
 
 
 def launch(*, max_fds: int = 0) -> Launched:

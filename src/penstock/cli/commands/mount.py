@@ -49,10 +49,11 @@ def _serve(arguments: argparse.Namespace, words: Words, ready: Callable[[], None
         from penstock.cli.inprocess import serve_in_process
 
         return serve_in_process(arguments, words, ready)
-    from penstock.broker.launch import launch
+    from penstock.broker.launch import launch, stay_in_memory
 
     processes = number_of(words, "processes", 1, 1, _MAX_PROCESSES)
     # They import what they need while this process imports what it needs, the next line included.
+    stay_in_memory()
     launched = [launch() for _ in range(processes)]
     from penstock.cli.contained import serve_contained
 
