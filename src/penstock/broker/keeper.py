@@ -131,7 +131,7 @@ class Keeper:
         """Say what to do when the broker dies; the latest call holds.
 
         Args:
-            mount_id: as in mountinfo.
+            mount_id: as in mountinfo; 0 while it is not known: any mount of the connection.
             mountpoint: as in mountinfo.
             connection: minor device number of the mount.
             files: paths of the mount's record and socket, all in one directory, to be removed.

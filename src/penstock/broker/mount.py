@@ -61,7 +61,7 @@ from penstock.broker.protocol import (
 from penstock.broker.requests import Requests
 from penstock.fs import Connection
 from penstock.negotiate import Limits, Profile
-from penstock.sys.devfuse import clone
+from penstock.sys.devfuse import clone, connection_of
 from penstock.sys.files import large_pipe
 from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
 from penstock.sys.unmount import unmount
@@ -152,6 +152,9 @@ class Broker:
         self.mountpoint = resolve_parent(os.fspath(mountpoint))
         self.info: MountInfo | None = None
         """The mount as the kernel lists it, once it is attached."""
+        self.on_connection: Callable[[int], None] | None = None
+        """Called with the number of the connection, before there is a path to it where possible:
+        what must be undone if this process dies is known then. May be called twice."""
         self._options = options
         self._profile = profile
         self._containment = containment
@@ -225,7 +228,9 @@ class Broker:
         attachment = self._attachment = open_connection(self.mountpoint, self._options)
         self._device = attachment.fd
         self._undo.callback(attachment.abandon)
+        self._tell_connection()  # fusermount3 has attached it by now
         attachment.create(self._shake_hands)
+        self._tell_connection()
         self._poll.register(self._device, 0)  # tells of its end alone
         assert self._connection is not None
         self._requests.start(
@@ -352,6 +357,11 @@ class Broker:
         connection = answer_init(self._device, limits, self._profile)
         self._connection = connection
         _log.debug("INIT: FUSE 7.%d, flags %#x", connection.minor, connection.flags)
+
+    def _tell_connection(self) -> None:
+        number = connection_of(self._device)
+        if number is not None and self.on_connection is not None:
+            self.on_connection(number)
 
     def _hand_over(self, peer: Peer) -> None:
         """Give a server its descriptors of the connection, and what it cannot make itself."""

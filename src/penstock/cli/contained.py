@@ -72,9 +72,10 @@ def serve_contained(
                 Broker(arguments.mountpoint, options, profile, launched, containment)
             )
             keeper.servers([peer.pidfd for peer in broker.peers])
+            broker.on_connection = lambda number: _watch(broker, keeper, number, containment)
             _mount(arguments, words, broker, stack)
             control = _publish(arguments, broker, keeper, containment, stack)
-            _watch(broker, keeper, control, containment)
+            _watch(broker, keeper, broker.connection, containment)
             ready()
             notify("READY=1", f"STATUS={arguments.source} is mounted on {broker.mountpoint}")
             end.on_wish = broker.ask
@@ -180,22 +181,17 @@ def _publish(
         return None
 
 
-def _watch(
-    broker: Broker, keeper: Keeper, control: ControlServer | None, containment: Containment
-) -> None:
-    """Tell the keeper what to undo when this process dies."""
-    if broker.info is None:
-        return
-    files = []
-    if control is not None:
-        name = f"{runtime_directory()}/{control.record.name}"
-        files = [f"{name}.json", f"{name}.sock"]
+def _watch(broker: Broker, keeper: Keeper, connection: int, containment: Containment) -> None:
+    """Tell the keeper what to undo when this process dies. A mount in the making is never kept."""
+    directory = runtime_directory()
+    name = f"{os.getpid()}-{connection}"
+    files = [f"{directory}/{file}" for file in (f"{name}.json", f"{name}.sock", f".{name}.new")]
     keeper.watch(
-        mount_id=broker.info.mount_id,
-        mountpoint=broker.info.mountpoint,
-        connection=broker.connection,
-        files=files,
-        crash="keep" if containment.keep_crashed else "umount",
+        mount_id=broker.info.mount_id if broker.info is not None else 0,
+        mountpoint=broker.mountpoint,
+        connection=connection,
+        files=files if os.path.isdir(directory) else (),
+        crash="keep" if containment.keep_crashed and broker.info is not None else "umount",
     )
 
 

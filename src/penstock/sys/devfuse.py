@@ -13,7 +13,15 @@ from typing import Final
 
 from penstock.abi.fuse import DEV_IOC_CLONE, DEV_IOC_SYNC_INIT
 
-__all__ = ["DEVICE", "clone", "find_server", "open_device", "sync_init", "unserved"]
+__all__ = [
+    "DEVICE",
+    "clone",
+    "connection_of",
+    "find_server",
+    "open_device",
+    "sync_init",
+    "unserved",
+]
 
 DEVICE = "/dev/fuse"
 
@@ -65,6 +73,15 @@ def sync_init(fd: int) -> bool:
             return False
         raise
     return True
+
+
+def connection_of(fd: int) -> int | None:
+    """The number of a descriptor's connection, before anything is attached; None if it has none
+    yet, or the kernel does not say."""
+    try:
+        return next(iter(_connection(f"/proc/self/fdinfo/{fd}")))
+    except OSError:
+        return None
 
 
 def find_server(connection: int) -> int | None:

@@ -45,7 +45,8 @@ def find_fuse_mount(mount_id: int, connection: int) -> MountInfo | None:
     """The FUSE mount with an id and a connection, wherever it is; None if it has gone.
 
     Args:
-        mount_id: as in the mount table. It is used again for later mounts, hence the connection.
+        mount_id: as in the mount table; 0: any. It is used again for later mounts, hence the
+            connection.
         connection: minor device number.
     """
     for entry in mounts():
@@ -56,6 +57,11 @@ def find_fuse_mount(mount_id: int, connection: int) -> MountInfo | None:
 
 def detach(mount_id: int, connection: int, mountpoint: str) -> bool:
     """Unmount lazily if a mount is still what is topmost at its mount point; nothing else.
+
+    Args:
+        mount_id: as in the mount table; 0: any.
+        connection: minor device number.
+        mountpoint: where it must be.
 
     Returns:
         Whether it was unmounted. False: it has gone, was moved, or something covers it.
@@ -108,7 +114,7 @@ def _write_abort(path: str, top: int | None) -> None:
 
 def _is(entry: MountInfo, mount_id: int, connection: int) -> bool:
     return (
-        entry.mount_id == mount_id
+        mount_id in {0, entry.mount_id}
         and (entry.major, entry.minor) == (0, connection)
         and entry.fstype.startswith("fuse")
     )
