@@ -389,7 +389,7 @@ _ONE: Final = range(1, 2)
 _RULES: Final[dict[Kind, _Rule]] = {
     Kind.HELLO: _Rule(Hello),
     Kind.IMAGE: _Rule(Image, _ONE),
-    Kind.SERVE: _Rule(Serve, range(4, 3 * MAX_WORKERS + 2)),
+    Kind.SERVE: _Rule(Serve, range(3, 3 * MAX_WORKERS + 1)),
     Kind.READ: _Rule(Read, _ONE),
     Kind.GET_STATISTICS: _Rule(GetStatistics),
     Kind.BACKING_REPLY: _Rule(BackingReply),
