@@ -144,7 +144,10 @@ def test_from_hello_to_umount(server: Server, tree: Path, image: Path, place: Pa
 
 def held(pid: int) -> set[str]:
     """What a process has open, but for pipes and event descriptors."""
-    names = {path.readlink().name for path in Path(f"/proc/{pid}/fd").iterdir()}
+    names = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            names.add(path.readlink().name)
     return {name for name in names if not name.startswith(("pipe:[", "anon_inode:[eventfd]"))}
 
 

@@ -125,6 +125,13 @@ def test_failures_are_one_line_and_codes_of_mount(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
 
 
+def test_nofail_allows_what_is_missing(tmp_path: Path) -> None:
+    done = program(tmp_path / "none", tmp_path, "-o", "nofail")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (tmp_path / "there").write_bytes(bytes(4096))
+    assert program(tmp_path / "there", tmp_path, "-o", "nofail").returncode == 32
+
+
 def test_fake_checks_words_and_mounts_nothing(tmp_path: Path) -> None:
     done = program(tmp_path / "none", tmp_path, "-f", "-v", "-o", "ro,partition=2")
     assert (done.returncode, done.stderr) == (0, "")

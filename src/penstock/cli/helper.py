@@ -12,6 +12,7 @@ Facts about the words
     - libfuse's helper appends ``dev`` and ``suid`` unless told otherwise, which the user did not
       ask for either; through it they cannot be had.
     - ``user`` comes with ``noexec,nosuid,nodev``, and the helper then runs as the user.
+    - ``nofail`` is not mount(8)'s business where there is a helper.
     - Paths come absolute, except with a namespace.
 """
 
@@ -155,6 +156,8 @@ def _run(call: Call) -> int:
 
     if call.namespace is not None:
         call = _in_namespace(call)
+    if _need_not_be(call):
+        return ExitCode.OK
     command = next(command for command in COMMANDS if command.name == "mount")
     arguments = parse_arguments(command, mount_words(call))
     if call.fake:
@@ -166,6 +169,12 @@ def _run(call: Call) -> int:
     if call.verbose:
         print(f"mount.penstock: {call.source} mounted on {call.directory}")
     return ExitCode.OK
+
+
+def _need_not_be(call: Call) -> bool:
+    """Whether a line's source is missing and may be: ``nofail`` then has mount(8) say nothing, for
+    types without a helper."""
+    return any(name == "nofail" for name, _ in call.words) and not os.path.exists(call.source)
 
 
 def _in_namespace(call: Call) -> Call:
