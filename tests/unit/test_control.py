@@ -28,6 +28,7 @@ from penstock.control import (
     Record,
     State,
     find_leftovers,
+    find_record,
     records,
     remove_leftover,
     remove_record,
@@ -387,6 +388,30 @@ def test_states(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert os.listdir(directory) == []  # nothing left of it: the record is removed
 
 
+def test_numbers_that_are_used_again(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount may have the numbers and the place of one that has just gone, whose record is still
+    there: it belongs to who serves it now."""
+    dead, ending, now = (
+        dataclasses.replace(record(), pid=number, started=float(number)) for number in (1, 2, 3)
+    )
+    entry = fake_mount(now)
+    for each in (dead, ending, now):
+        Path(directory, f"{each.name}.json").write_text(json.dumps(each.__dict__))
+    monkeypatch.setattr("penstock.control.record.mounts", lambda: [entry])
+    monkeypatch.setattr("penstock.control.record.all_directories", lambda: [(directory, UID)])
+    times = {2: ending.start_time, 3: now.start_time}
+    monkeypatch.setattr("penstock.control.record.process_start_time", times.get)
+    found = [(item.record, item.state) for item in records(tidy=False)]
+    assert found == [(ending, State.DETACHED), (now, State.MOUNTED)]
+    answering = find_record(entry)
+    assert answering is not None
+    assert answering.record == now
+    del times[3]
+    assert [(i.record, i.state) for i in records(tidy=False)] == [(ending, State.MOUNTED)]
+    del times[2]
+    assert [(i.record, i.state) for i in records(tidy=False)] == [(now, State.STALE)]
+
+
 def test_remove_record(directory: str) -> None:
     rec = record()
     with ControlServer(rec, {}, directory=directory):
@@ -412,8 +437,8 @@ def test_leftovers(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What belongs to no process and to no mount; the rest is not looked at."""
     rec = record()
     gone = dataclasses.replace(rec, pid=2**22 + 1, connection=4243)
-    stale = dataclasses.replace(rec, pid=2**22 + 2)
-    table = [fake_mount(stale)]
+    stale = dataclasses.replace(rec, pid=2**22 + 2, connection=4244, mount_id=78)
+    table = [fake_mount(rec), fake_mount(stale)]
     monkeypatch.setattr("penstock.control.record.mounts", lambda: table)
     monkeypatch.setattr("penstock.control.leftovers.mounts", lambda: table)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.control import Listed, State, find_record, records, remove_record
-from penstock.sys.devfuse import unserved
+from penstock.sys.devfuse import find_server, unserved
 from penstock.sys.mountinfo import MountInfo, find_mount, mounts, resolve_parent
 from penstock.sys.unmount import detach, find_fuse_mount
 
@@ -71,14 +71,21 @@ def resolved_mount(path: str, code: ExitCode) -> MountInfo:
 def stale_mounts(listed: Iterable[Listed]) -> list[Stale]:
     """The mounts of the caller whose server has died, for root those of everybody.
 
-    One without a record counts only where it is certain that nobody serves it, which root alone
-    can tell (see :func:`penstock.sys.devfuse.unserved`).
+    One with a record of a process that has ended counts unless a process is seen that serves it:
+    it may have got the numbers of the recorded one, and have no record yet. One without a record
+    counts only where it is certain that nobody serves it, which root alone can tell (see
+    :func:`penstock.sys.devfuse.unserved`).
 
     Args:
         listed: what :func:`penstock.control.records` gave.
     """
     known = list(listed)
-    found = [Stale(e.mount, e) for e in known if e.state is State.STALE and e.mount is not None]
+    found = [
+        Stale(item.mount, item)
+        for item in known
+        if item.state is State.STALE and item.mount is not None
+        if find_server(item.mount.minor) is None
+    ]
     with_record = {item.mount.mount_id for item in known if item.mount is not None}
     alive = {item.record.connection for item in known if item.state is not State.STALE}
     others = [

@@ -144,7 +144,9 @@ def records(
 ) -> list[Listed]:
     """The mounts that the caller may see, oldest first.
 
-    Directories and files that are not safe to use are left out.
+    Directories and files that are not safe to use are left out. Of several records that fit one
+    mount, that of a process that runs holds, and the latest of those: the kernel gives numbers of
+    mounts and devices away again at once, and another mount may have lain at the same place.
 
     Args:
         directories: (path, owner's uid) pairs to look into; default: all that are visible.
@@ -161,7 +163,28 @@ def records(
                 elif tidy:
                     with suppress(OSError):
                         unlink_files(fd, record)
-    return sorted(found, key=lambda item: item.record.started)
+    found.sort(key=lambda item: item.record.started)
+    return [item for item in map(_settled, _winners(found), found) if item is not None]
+
+
+def _winners(found: Iterable[Listed]) -> Iterator[bool]:
+    """For each record, whether its mount is its own and no other record's."""
+    best = {
+        item.mount.mount_id: item.record
+        for item in sorted(
+            found, key=lambda item: (item.state is State.MOUNTED, item.record.started)
+        )
+        if item.mount is not None
+    }
+    return (item.mount is None or best[item.mount.mount_id] is item.record for item in found)
+
+
+def _settled(wins: bool, item: Listed) -> Listed | None:
+    """What a record says once another one may have its mount; None if its mount has gone."""
+    if wins:
+        return item
+    alive = item.state is State.MOUNTED
+    return item._replace(state=State.DETACHED, mount=None) if alive else None
 
 
 def listed_as(
@@ -183,8 +206,8 @@ def listed_as(
 
 def find_record(entry: MountInfo) -> Listed | None:
     """The record of a mount found in mountinfo, if it is one of the caller's."""
-    for listed in records():
-        if _is_mount_of(listed.record, listed.uid, entry):
+    for listed in reversed(records()):
+        if listed.mount is not None and _is_mount_of(listed.record, listed.uid, entry):
             return listed
     return None
 
