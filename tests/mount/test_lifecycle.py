@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from penstock.control import runtime_directory
 from penstock.sys.mountinfo import find_mount
 from penstock.sys.process import process_state
 from tests.support.commands import COMMAND, good, is_gone, penstock, refused, wait_for
@@ -192,6 +193,26 @@ def test_nothing_is_left_of_killed_processes(
     assert time.monotonic() - begun < SECONDS
     good("mount", image, mountpoint)
     good("umount", mountpoint)
+
+
+def has_no_files(pid: int) -> bool:
+    """Whether a broker has left nothing in the runtime directory."""
+    try:
+        names = os.listdir(runtime_directory())
+    except FileNotFoundError:
+        return True
+    return not any(name.lstrip(".").startswith(f"{pid}-") for name in names)
+
+
+def test_broker_killed_as_soon_as_it_has_mounted(image: Path, mountpoint: Path) -> None:
+    """Before it has said that it is ready, perhaps before its record is written."""
+    for _ in range(8):
+        process = subprocess.Popen([*COMMAND, "mount", "-f", str(image), str(mountpoint)])
+        wait_for(lambda: find_mount(str(mountpoint)), "mount")
+        process.kill()
+        process.wait()
+        wait_for(lambda: find_mount(str(mountpoint)) is None, "unmount", SECONDS)
+        wait_for(functools.partial(has_no_files, process.pid), "end of the record", SECONDS)
 
 
 def make_stale(image: Path, mountpoint: Path) -> Processes:
