@@ -20,8 +20,10 @@ from typing import Self
 import pytest
 
 from penstock.sys.mountinfo import find_mount
-from tests.support.commands import mount_flags, wait_for
+from tests.support.commands import good, mount_flags, wait_for
+from tests.support.hardened import allowed_calls
 from tests.support.images import MIB, cached_image, make_tree, session_dir
+from tests.support.requirements import PROJECT
 from tests.support.servicehelper import Answer, Helper, arguments_file, be, memory_file
 
 pytestmark = [pytest.mark.requires("fuse", "mke2fs")]
@@ -60,6 +62,7 @@ class Server:
         self.socket = ours
         self.process = subprocess.Popen(
             [*prefix, *SERVE, "--fd", str(theirs.fileno())],
+            cwd=PROJECT,
             pass_fds=[theirs.fileno()],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -550,6 +553,68 @@ def test_started_by_a_socket(image: Path, place: Path, tmp_path: Path) -> None:
                 assert Helper(connection, words(image, place)).run() == 0
             assert stat.S_ISDIR((place / "lost+found").stat().st_mode)
             subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def hardened(tmp_path: Path) -> tuple[str, ...]:
+    """The words before a command that run it as the unit does."""
+    good("install-system", "--root", tmp_path, "--units", "/units")
+    unit = tmp_path / "units" / "penstock-ext4@.service"
+    return sys.executable, "-m", "tests.support.hardened", str(unit)
+
+
+@pytest.mark.requires("systemd", "ordinary-user")
+def test_with_what_the_unit_leaves(hardened: tuple[str, ...], image: Path, place: Path) -> None:
+    with Server(*hardened) as server:
+        assert Helper(server.socket, words(image, place)).run() == 0
+        fields = status(server.process.pid)
+        assert (fields["Seccomp"], fields["NoNewPrivs"], fields["Uid"].split()[0]) == (
+            "2", "1", "65534",
+        )  # fmt: skip
+        assert int(fields["Seccomp_filters"]) >= 3  # the unit's, and both of the server
+        assert (place / "symlink60").is_symlink()
+        subprocess.run(["cat", place / "size300001"], stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(["umount", str(place)], check=True)
+        out, err = server.process.communicate(timeout=SECONDS)
+    assert (server.process.returncode, out) == (0, "")
+    given = {line.split(": ")[2] for line in err.splitlines() if "not closed by" in line}
+    assert given == {"namespaces", "root", "identity"}  # the service manager's part
+    assert err.splitlines()[-1] == f"penstock: {image} on {place}"
+
+
+ATTEMPTS = """
+import mmap, os, socket, threading
+def attempt(name, what):
+    try:
+        what()
+    except OSError as error:
+        print(name, error.errno)
+    else:
+        print(name, "done")
+attempt("socket", lambda: socket.socket(socket.AF_UNIX))
+attempt("code", lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC))
+attempt("program", lambda: os.posix_spawn("/bin/true", ["true"], {}))
+attempt("clock", lambda: __import__("time").clock_settime(0, 0))
+attempt("thread", threading.Thread(target=int).start)
+"""
+
+
+@pytest.mark.requires("systemd", "ordinary-user")
+def test_what_the_unit_takes_away(hardened: tuple[str, ...]) -> None:
+    """What the test above relies on."""
+    command = [*hardened, sys.executable, "-I", "-c", ATTEMPTS]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        f"socket {errno.EAFNOSUPPORT}", f"code {errno.EACCES}", f"program {errno.EACCES}",
+        f"clock {errno.EPERM}", "thread done",
+    ]  # fmt: skip
+
+
+@pytest.mark.requires("systemd")
+def test_lists_of_system_calls_add_up() -> None:
+    assert {"read", "openat", "setgroups"} <= allowed_calls(["@system-service"])
+    assert not {"setgroups", "mount"} & allowed_calls(["@system-service", "~@privileged @mount"])
+    assert "mount" in allowed_calls(["@system-service", "~@mount", "mount"])
 
 
 @pytest.mark.requires("systemd", "fuservicemount3")

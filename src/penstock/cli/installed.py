@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib.resources
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -31,7 +30,7 @@ _HELPER: Final = "mount.penstock"
 _LINK: Final = "mount.fuse.penstock"
 _UNITS: Final = ("penstock-ext4.socket", "penstock-ext4@.service", "penstock@.service")
 _TMPFILES: Final = "penstock.conf"
-_LIBRARIES: Final = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
+_LIBRARIES: Final = ("lib", "lib64")
 
 
 class Places(NamedTuple):
@@ -98,16 +97,12 @@ def _template(name: str) -> str:
 
 
 def _exec_paths(python: str) -> list[str]:
-    """What the service may execute and map as code: the interpreter and libraries. The dash lets
-    one of them be absent."""
-    paths = {python, os.path.realpath(python), *_LIBRARIES}
-    if python == sys.executable:
-        paths |= {sys.prefix, f"{sys.base_prefix}/lib"}
-    return [
-        f"-{path}"
-        for path in sorted(paths)
-        if not any(path.startswith(f"{other}/") for other in paths)
-    ]
+    """What the service may execute and map as code: the interpreter, and libraries of its
+    environment and of the system. The dash lets one of them be absent."""
+    programs = {python, os.path.realpath(python)}
+    prefixes = {os.path.dirname(os.path.dirname(program)) for program in programs}
+    libraries = {f"{prefix}/{name}" for prefix in {*prefixes, "", "/usr"} for name in _LIBRARIES}
+    return [f"-{path}" for path in sorted(programs | libraries)]
 
 
 def _quoted(path: str) -> str:
