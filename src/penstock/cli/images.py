@@ -88,11 +88,14 @@ def open_client(path: str, type: str | None, words: Words) -> Iterator[Client]:
             with _client_here(path, fd, type, words.server) as client:
                 yield client
             return
+        from penstock.broker.launch import launch
+
+        launched = launch()  # it starts while the rest is imported
         from penstock.broker.outcome import ServerFailure
         from penstock.contain.reading import open_reader
 
         try:
-            with open_reader(contained(fd, type, words)) as client:
+            with open_reader(contained(fd, type, words), launched) as client:
                 yield client
         except ServerFailure as failure:
             from penstock.cli.failures import server_failure

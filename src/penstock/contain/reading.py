@@ -6,7 +6,7 @@ what it says is checked as a broker checks it, and whatever becomes of it is a
 :class:`ServerFailure` with one line about that. It has a time for everything: nothing here waits
 for ever.
 
-While the server starts, the caller's own half is imported; the image's formats never are.
+While the server starts, this half is imported; the image's formats never are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from penstock.broker.launch import launch
+from penstock.broker.launch import Launched
 from penstock.broker.outcome import End, Outcome, ServerFailure, oom_kills
 from penstock.broker.peer import Peer
 from penstock.broker.protocol import (
@@ -95,14 +95,17 @@ class Described(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_reader(image: Contained) -> Iterator[Client]:
-    """A client of the filesystem in an image. The process must have one thread.
+def open_reader(image: Contained, launched: Launched) -> Iterator[Client]:
+    """A client of the filesystem in an image.
+
+    Args:
+        image: what to read.
+        launched: a server that has just been started; owned from here on.
 
     Raises:
         ServerFailure: the image is not served; or, while the client is used, the server is lost.
-        OSError: no server can be started.
     """
-    with _Server(image, Purpose.READ) as server:
+    with _Server(image, launched, Purpose.READ) as server:
         from penstock.client import Client  # noqa: PLC0415 - while the server starts
         from penstock.client.stream import Aside, ServerLost, StreamTransport  # noqa: PLC0415
 
@@ -128,14 +131,17 @@ def open_reader(image: Contained) -> Iterator[Client]:
             raise server.why_lost(error) from error
 
 
-def describe(image: Contained) -> Described:
-    """What an image is and holds. The process must have one thread.
+def describe(image: Contained, launched: Launched) -> Described:
+    """What an image is and holds.
+
+    Args:
+        image: what to look at.
+        launched: a server that has just been started; owned from here on.
 
     Raises:
         ServerFailure: an option is wrong, the image cannot be read, or the server is lost.
-        OSError: no server can be started.
     """
-    with _Server(image, Purpose.DESCRIBE) as server:
+    with _Server(image, launched, Purpose.DESCRIBE) as server:
         from penstock.contain.description import (  # noqa: PLC0415 - while the server starts
             LONGEST,
             parse_description,
@@ -169,7 +175,8 @@ def describe(image: Contained) -> Described:
 class _Server:
     """A server that has been started for one image. A context manager: leaving it kills it."""
 
-    def __init__(self, image: Contained, purpose: Purpose) -> None:
+    def __init__(self, image: Contained, launched: Launched, purpose: Purpose) -> None:
+        self.peer = Peer(launched)
         self._image = image
         self._purpose = purpose
         self._deadline = time.monotonic() + OPENING_SECONDS
@@ -178,7 +185,6 @@ class _Server:
 
     def __enter__(self) -> Self:
         self._oom_kills = oom_kills()
-        self.peer = Peer(launch())
         self._poll = select.poll()
         self._poll.register(self.peer.channel.fileno(), select.POLLIN)
         self.send(Hello(VERSION, VERSION, self._purpose, 0, 1, _WARNING))

@@ -48,15 +48,19 @@ def _describe(
     Raises:
         Failure: the image cannot be read at all, or a word is wrong.
     """
+    from penstock.broker.launch import launch
+
+    here = words.generic.get("sandbox") == "no"
+    launched = None if here else launch()  # it starts while the rest is imported
     from penstock.broker.outcome import ServerFailure
     from penstock.cli.failures import server_failure
     from penstock.contain.reading import describe
 
     try:
-        if words.generic.get("sandbox") == "no":
+        if launched is None:
             described, failure = inspect_here(fd, type, words.server)
         else:
-            described, failure = describe(contained(fd, type, words))
+            described, failure = describe(contained(fd, type, words), launched)
     except ServerFailure as error:
         raise server_failure(source, error, words.server, ExitCode.SYSTEM) from error
     if failure is None:
