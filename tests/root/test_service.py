@@ -9,28 +9,22 @@ import os
 import secrets
 import signal
 import socket
-import stat
 import struct
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
 
 from penstock.sys.mountinfo import find_mount
-from tests.support.commands import good, mount_flags, wait_for
-from tests.support.hardened import allowed_calls
+from tests.support.commands import mount_flags, wait_for
 from tests.support.images import MIB, cached_image, make_tree, session_dir
-from tests.support.requirements import PROJECT
 from tests.support.servicehelper import Answer, Helper, arguments_file, be, memory_file
+from tests.support.services import SERVE, Server, status, words
 
 pytestmark = [pytest.mark.requires("fuse", "mke2fs")]
 
-SERVE = (sys.executable, "-I", "-m", "penstock", "serve", "ext4")
 ALL = ["OPEN", "TYPE", "NAME", "MNTP", "OPTS", "MTAB", "DOIT", "BYEE"]
-SECONDS = 20
 
 
 @pytest.fixture(scope="module")
@@ -53,53 +47,10 @@ def place(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-class Server:
-    """``penstock serve`` as a service manager starts it, but for the socket's number."""
-
-    def __init__(self, *prefix: str) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.settimeout(SECONDS)
-        self.socket = ours
-        self.process = subprocess.Popen(
-            [*prefix, *SERVE, "--fd", str(theirs.fileno())],
-            cwd=PROJECT,
-            pass_fds=[theirs.fileno()],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-        )
-        theirs.close()
-
-    def end(self) -> tuple[int, list[str]]:
-        """Wait for its end: exit code, and what it said but for layers of the sandbox."""
-        out, err = self.process.communicate(timeout=SECONDS)
-        assert out == ""
-        lines = err.splitlines()
-        assert all(line.startswith("penstock: ") for line in lines), err
-        said = [line.removeprefix("penstock: ") for line in lines]
-        return self.process.returncode, [
-            line for line in said if not line.startswith("not closed by the server itself: ")
-        ]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.socket.close()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as started:
         yield started
-
-
-def words(image: Path, place: Path, options: str = "ro") -> list[str]:
-    return ["penstock-ext4", str(image), str(place), "-o", options]
 
 
 def kinds(helper: Helper) -> list[str]:
@@ -109,11 +60,6 @@ def kinds(helper: Helper) -> list[str]:
 def said(helper: Helper, kind: str) -> bytes:
     (body,) = (body for each, body in helper.said if each == kind)
     return body
-
-
-def status(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
 def test_from_hello_to_umount(server: Server, tree: Path, image: Path, place: Path) -> None:
@@ -523,118 +469,3 @@ def test_without_a_service_manager() -> None:
     assert done.stderr == (
         "penstock: no service manager has passed one socket (LISTEN_FDS, LISTEN_PID)\n"
     )
-
-
-# Service managers
-
-
-@contextlib.contextmanager
-def activated(path: Path) -> Iterator[None]:
-    """A service manager that starts a server for each connection to a socket."""
-    command = ["systemd-socket-activate", "--seqpacket", "--accept", f"--listen={path}", *SERVE]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as manager:
-        try:
-            wait_for(path.exists, "the socket")
-            yield
-        finally:
-            manager.terminate()
-            manager.communicate(timeout=SECONDS)
-            path.unlink(missing_ok=True)
-
-
-@pytest.mark.requires("systemd")
-def test_started_by_a_socket(image: Path, place: Path, tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with activated(path):
-        for _ in range(2):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-                connection.settimeout(SECONDS)
-                connection.connect(str(path))
-                assert Helper(connection, words(image, place)).run() == 0
-            assert stat.S_ISDIR((place / "lost+found").stat().st_mode)
-            subprocess.run(["umount", str(place)], check=True)
-
-
-@pytest.fixture
-def hardened(tmp_path: Path) -> tuple[str, ...]:
-    """The words before a command that run it as the unit does."""
-    good("install-system", "--root", tmp_path, "--units", "/units")
-    unit = tmp_path / "units" / "penstock-ext4@.service"
-    return sys.executable, "-m", "tests.support.hardened", str(unit)
-
-
-@pytest.mark.requires("systemd", "ordinary-user")
-def test_with_what_the_unit_leaves(hardened: tuple[str, ...], image: Path, place: Path) -> None:
-    with Server(*hardened) as server:
-        assert Helper(server.socket, words(image, place)).run() == 0
-        fields = status(server.process.pid)
-        assert (fields["Seccomp"], fields["NoNewPrivs"], fields["Uid"].split()[0]) == (
-            "2", "1", "65534",
-        )  # fmt: skip
-        assert int(fields["Seccomp_filters"]) >= 3  # the unit's, and both of the server
-        assert (place / "symlink60").is_symlink()
-        subprocess.run(["cat", place / "size300001"], stdout=subprocess.DEVNULL, check=True)
-        subprocess.run(["umount", str(place)], check=True)
-        out, err = server.process.communicate(timeout=SECONDS)
-    assert (server.process.returncode, out) == (0, "")
-    given = {line.split(": ")[2] for line in err.splitlines() if "not closed by" in line}
-    assert given == {"namespaces", "root", "identity"}  # the service manager's part
-    assert err.splitlines()[-1] == f"penstock: {image} on {place}"
-
-
-ATTEMPTS = """
-import mmap, os, socket, threading
-def attempt(name, what):
-    try:
-        what()
-    except OSError as error:
-        print(name, error.errno)
-    else:
-        print(name, "done")
-attempt("socket", lambda: socket.socket(socket.AF_UNIX))
-attempt("code", lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC))
-attempt("program", lambda: os.posix_spawn("/bin/true", ["true"], {}))
-attempt("clock", lambda: __import__("time").clock_settime(0, 0))
-attempt("thread", threading.Thread(target=int).start)
-"""
-
-
-@pytest.mark.requires("systemd", "ordinary-user")
-def test_what_the_unit_takes_away(hardened: tuple[str, ...]) -> None:
-    """What the test above relies on."""
-    command = [*hardened, sys.executable, "-I", "-c", ATTEMPTS]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [
-        f"socket {errno.EAFNOSUPPORT}", f"code {errno.EACCES}", f"program {errno.EACCES}",
-        f"clock {errno.EPERM}", "thread done",
-    ]  # fmt: skip
-
-
-@pytest.mark.requires("systemd")
-def test_lists_of_system_calls_add_up() -> None:
-    assert {"read", "openat", "setgroups"} <= allowed_calls(["@system-service"])
-    assert not {"setgroups", "mount"} & allowed_calls(["@system-service", "~@privileged @mount"])
-    assert "mount" in allowed_calls(["@system-service", "~@mount", "mount"])
-
-
-@pytest.mark.requires("systemd", "fuservicemount3")
-def test_with_the_helper_of_libfuse(image: Path, place: Path) -> None:
-    name = f"penstock-test-{secrets.token_hex(4)}"
-    folder = Path("/run/filesystems")
-    made = not folder.exists()
-    folder.mkdir(exist_ok=True)
-    helper = os.environ["FUSERVICEMOUNT3"]
-    command = [helper, str(image), str(place), "-t", name, "-o", "ro"]
-    try:
-        with activated(folder / name):
-            subprocess.run(command, check=True, timeout=SECONDS)
-            mounted = find_mount(str(place))
-            assert mounted is not None
-            assert mounted.fstype == f"fuse.{name}"
-            assert (place / "lost+found").is_dir()
-            subprocess.run(["umount", str(place)], check=True)
-            command[1] = "/etc/passwd"
-            assert subprocess.run(command, check=False, timeout=SECONDS).returncode == 32
-    finally:
-        if made:
-            folder.rmdir()
