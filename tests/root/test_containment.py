@@ -19,15 +19,8 @@ import pytest
 
 from penstock.contain.sandbox import LAYERS
 from penstock.sys.namespaces import namespace_ids
-from tests.support.attackmatrix import (
-    ALL,
-    DOCUMENT,
-    Measured,
-    document,
-    measure,
-    problems,
-    uses_only_allowed,
-)
+from tests.support.attackdocument import documents
+from tests.support.attackmatrix import ALL, Measured, measure, problems, uses_only_allowed
 from tests.support.attackrun import Outcome
 from tests.support.attacks import load
 from tests.support.commands import mount_flags
@@ -67,11 +60,18 @@ def test_each_layer_stops_attempts_by_itself(measured: list[Measured]) -> None:
     assert not {layer: stopped[layer] for layer in LAYERS if stopped[layer] < 5}
 
 
-def test_all_layers_stop_every_attempt(measured: list[Measured]) -> None:
+@pytest.mark.parametrize(
+    "ordinary",
+    [False, pytest.param(True, marks=pytest.mark.requires("ordinary-user"))],
+    ids=["root", "ordinary-user"],
+)
+def test_all_layers_stop_every_attempt(measured: list[Measured], *, ordinary: bool) -> None:
     stopped = {
         row.attempt
         for row in measured
-        if row.layers == ALL and row.outcome is Outcome.STOPPED and not row.missing
+        if (row.layers, row.ordinary) == (ALL, ordinary)
+        and row.outcome is Outcome.STOPPED
+        and not row.missing
     }
     assert stopped == load().keys()
 
@@ -83,9 +83,10 @@ def test_attempts_are_many_and_of_many_kinds() -> None:
     assert sum(map(uses_only_allowed, attempts)) >= 10
 
 
-def test_document_says_what_was_measured(measured: list[Measured]) -> None:
-    """Else run ``python -m tests.support.attackmatrix``, which writes it."""
-    assert DOCUMENT.read_text(encoding="utf-8") == document(measured)
+def test_documents_say_what_was_measured(measured: list[Measured]) -> None:
+    """Else run ``python -m tests.support.attackmatrix``, which writes them."""
+    for path, text in documents(measured).items():
+        assert path.read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize(
@@ -98,12 +99,12 @@ def test_document_says_what_was_measured(measured: list[Measured]) -> None:
     ],
 )
 def test_a_broken_promise_is_noticed(layers: frozenset[str], outcome: Outcome, words: str) -> None:
-    row = Measured("fork", layers, False, outcome, "", {}, 0)
+    row = Measured("fork", layers, False, False, outcome, "", {}, 0)
     assert [line.partition(":")[0] for line in problems([row])] == [words]
 
 
 def test_a_layer_that_is_not_in_force_is_noticed() -> None:
-    row = Measured("fork", ALL, False, Outcome.STOPPED, "", {"landlock": "not there"}, 0)
+    row = Measured("fork", ALL, False, False, Outcome.STOPPED, "", {"landlock": "not there"}, 0)
     assert [line.partition(":")[0] for line in problems([row])] == ["not in force"]
 
 

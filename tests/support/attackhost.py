@@ -90,20 +90,22 @@ class Host:
         call("shmget", _SHM_KEY, ctypes.c_size_t(4096), 0o1600)
         call("mq_open", _QUEUE.encode(), os.O_RDWR | os.O_CREAT, 0o600, None)
 
-    def place(self, needs: frozenset[str], *, by_broker: bool) -> Place:
+    def place(self, needs: frozenset[str], *, broker: int, owner: int, by_broker: bool) -> Place:
         """A place for one attempt.
 
         Args:
             needs: of the attempt.
+            broker: process number of who started the attacker.
+            owner: user of the victim and the secret.
             by_broker: hand out what a broker does; else what a server holds that does all itself.
         """
         self._nonce += 1
-        return Place(self, self._nonce, needs, by_broker=by_broker)
+        facts = {**self._common_facts(), "nonce": self._nonce, "broker": broker}
+        return Place(self.folder / str(self._nonce), facts, needs, owner, by_broker=by_broker)
 
-    def common_facts(self) -> dict[str, Any]:
+    def _common_facts(self) -> dict[str, Any]:
         """What every attacker is told alike."""
         return {
-            "broker": os.getpid(),
             "broker_text": ctypes.addressof(self._text),
             "broker_fd": self._secret,
             "tools": str(self.folder / "tools"),
@@ -124,24 +126,31 @@ class Place:
         fds: image, and if needed connection and disk; then both ends of a pipe.
     """
 
-    def __init__(self, host: Host, nonce: int, needs: frozenset[str], *, by_broker: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        facts: dict[str, Any],
+        needs: frozenset[str],
+        owner: int,
+        *,
+        by_broker: bool,
+    ) -> None:
         self.fds: list[int] = []
         self._stack = contextlib.ExitStack()
-        self._folder = host.folder / str(nonce)
+        self._folder = folder
         self._scratch = ctypes.c_uint64(0)
         with self._stack:
-            self._stack.callback(_remove, self._folder)
-            _make_files(self._folder)
-            handle = handle_of(bytes(self._folder / "secret"))
+            self._stack.callback(_remove, folder)
+            _make_files(folder, owner)
+            handle = handle_of(bytes(folder / "secret"))
             self.facts = Facts(
-                nonce=nonce,
-                folder=str(self._folder),
-                shared=str(self._folder / "shared"),
+                folder=str(folder),
+                shared=str(folder / "shared"),
                 broker_scratch=ctypes.addressof(self._scratch),
                 handle_type=handle.type,
                 handle=handle.data.hex(),
-                **self._make(needs, by_broker=by_broker),
-                **host.common_facts(),
+                **self._make(needs, owner, by_broker=by_broker),
+                **facts,
             )
             self._stack = self._stack.pop_all()
 
@@ -156,7 +165,7 @@ class Place:
             self._stack.callback(os.close, fd)
         self.fds += fds
 
-    def _make(self, needs: frozenset[str], *, by_broker: bool) -> dict[str, Any]:
+    def _make(self, needs: frozenset[str], owner: int, *, by_broker: bool) -> dict[str, Any]:
         stack, loop, victim, stranger = self._stack, "", 0, 0
         flags = os.O_RDONLY if by_broker else os.O_RDWR
         self._own(os.open(self._folder / "image", flags | os.O_CLOEXEC))
@@ -171,20 +180,20 @@ class Place:
         if "mount" in needs:
             _mount_one_more(self._folder, stack)
         if "victims" in needs:
-            victim, stranger = _victim(stack, 0), _victim(stack, STRANGER)
+            victim, stranger = _victim(stack, owner), _victim(stack, STRANGER)
         return {"loop": loop, "victim": victim, "stranger": stranger}
 
 
-def _make_files(folder: Path) -> None:
+def _make_files(folder: Path, owner: int) -> None:
     """The files of :class:`Facts`."""
     folder.mkdir(mode=0o755)
-    for name, mode, owner in (
+    for name, mode, user in (
         ("public", 0o666, 0),
-        ("secret", 0o600, 0),
+        ("secret", 0o600, owner),
         ("foreign", 0o600, STRANGER),
     ):
         (folder / name).write_bytes(name.encode())
-        os.chown(folder / name, owner, owner)
+        os.chown(folder / name, user, user)
         os.chmod(folder / name, mode)
     shared = folder / "shared"
     shared.mkdir()
@@ -194,6 +203,7 @@ def _make_files(folder: Path) -> None:
     image = attack_processes.program().ljust(_IMAGE_BYTES - page, b"\0")
     (folder / "image").write_bytes(image + attack_processes.CODE.ljust(page, b"\0"))
     (folder / "image").chmod(0o700)
+    os.chown(folder / "image", owner, owner)
 
 
 def _make_tools(tools: Path) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carry all attempts out, and write docs/security-matrix.md.
+"""Carry all attempts out, and write docs/security-matrix.md and its summary in docs/security.md.
 
-    python -m tests.support.attackmatrix            write the document, say what is wrong
+    python -m tests.support.attackmatrix            write the documents, say what is wrong
     python -m tests.support.attackmatrix --every    try each attempt against each layer, and list
                                                     those that stop it though it is not promised
 
@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from penstock.abi.seccomp import Action
@@ -25,15 +25,12 @@ from penstock.sys import landlock
 from tests.support.attackhost import Host
 from tests.support.attackrun import BROKER, Outcome, Run, carry_out
 from tests.support.attacks import Attempt, load
-from tests.support.requirements import PROJECT
+from tests.support.requirements import PROJECT, absent_reason
 
-__all__ = ["ALL", "DOCUMENT", "Measured", "document", "measure", "problems", "uses_only_allowed"]
+__all__ = ["ALL", "Measured", "is_absent", "measure", "problems", "uses_only_allowed"]
 
-DOCUMENT: Final = PROJECT / "docs" / "security-matrix.md"
 ALL: Final = frozenset({*LAYERS, BROKER})
 """What a mount has."""
-
-LEAST: Final = {"attempts": 64, "real": 55, "calls": 25, "allowed": 10, "layer": 5}
 
 _UNSHARE: Final = (
     "unshare", "--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-proc",
@@ -50,22 +47,36 @@ class Measured(NamedTuple):
     layers: frozenset[str]
     threads: bool
     """No more threads could be started."""
+    ordinary: bool
+    """An ordinary user has mounted."""
     outcome: Outcome
     detail: str
     missing: dict[str, str]
     errno: int
 
     @property
+    def succeeded(self) -> bool:
+        """Whether the attack went through."""
+        return self.outcome is Outcome.SUCCEEDED
+
+    @property
     def title(self) -> str:
         """For messages."""
         under = "all layers" if self.layers == ALL else "+".join(self.layers) or "no layer"
-        closed = ", threads closed" if self.threads else ""
-        return f"{self.attempt} ({under}{closed}): {self.outcome.value} {self.detail}"
+        under += ", threads closed" if self.threads else ""
+        under += ", of an ordinary user" if self.ordinary else ""
+        return f"{self.attempt} ({under}): {self.outcome.value} {self.detail}"
 
 
 def plan(attempts: Iterable[Attempt], *, every: bool) -> list[Run]:
-    """What is to be tried: with no layer, with each layer that promises, with all."""
+    """What is to be tried: with no layer, with each layer that promises, with all.
+
+    Args:
+        attempts: the table.
+        every: with each layer, promised or not.
+    """
     runs = []
+    ordinary = not every and absent_reason("ordinary-user") is None
     version = landlock.abi_version()
     later = {entry.name for entry in IMAGE_SERVER.calls_later}
     for attempt in attempts:
@@ -75,6 +86,8 @@ def plan(attempts: Iterable[Attempt], *, every: bool) -> list[Run]:
         runs.append(Run(attempt, ALL, exact=True))
         if later & {*attempt.calls}:
             runs.append(Run(attempt, ALL, exact=True, threads=True))
+        if ordinary:
+            runs.append(Run(attempt, ALL, ordinary=True))
     return runs
 
 
@@ -95,8 +108,8 @@ def measure(*, every: bool = False) -> list[Measured]:
         raise RuntimeError(f"the attacked host ended with status {done.returncode}")
     rows = json.loads(done.stdout)
     return [
-        Measured(name, frozenset(layers), threads, Outcome(outcome), *rest)
-        for name, layers, threads, outcome, *rest in rows
+        Measured(name, frozenset(layers), threads, ordinary, Outcome(outcome), *rest)
+        for name, layers, threads, ordinary, outcome, *rest in rows
     ]
 
 
@@ -127,104 +140,6 @@ def problems(rows: Sequence[Measured]) -> list[str]:
     return found
 
 
-# --- the document
-
-
-_INTRODUCTION = """\
-# What a taken-over server can try
-
-Written by `python -m tests.support.attackmatrix`, as root, and compared with what is measured by
-`tests/root/test_containment.py`. The attempts are the functions of `tests/support/attack_*.py`.
-
-Each attempt is carried out by code that runs inside a server's process after its sandbox has
-closed, with all that a server holds: the image, its connection to the kernel, a pipe and the socket
-to the broker. What the layers are is told in [security.md](security.md).
-"""
-
-
-def document(rows: Sequence[Measured]) -> str:
-    """The text of docs/security-matrix.md.
-
-    What this kernel does not have, or its Landlock cannot do yet, stands there as promised.
-    """
-    attempts = load()
-    verdicts = {(row.attempt, row.layers): row.outcome for row in rows if not row.threads}
-
-    def stopped(name: str, *layers: str) -> bool:
-        return verdicts.get((name, frozenset(layers)), Outcome.STOPPED) is not Outcome.SUCCEEDED
-
-    absent = [
-        row.attempt for row in rows if not row.layers and is_absent(attempts[row.attempt], row)
-    ]
-    real = [name for name in attempts if name in absent or not stopped(name)]
-    through = [name for name in attempts if not stopped(name, *ALL)]
-    calls = {call for attempt in attempts.values() for call in attempt.calls}
-    allowed = [each for each in attempts.values() if uses_only_allowed(each)]
-    lines = [
-        _INTRODUCTION,
-        f"- {len(attempts)} attempts, which take {len(calls)} different system calls.",
-        f"- With no layer {len(real)} succeed: they are real.",
-        f"- With all layers {len(through) or 'none'} succeeds.",
-        f"- {len(allowed)} take no system call but those that servers may make (*).",
-        "",
-        "## No layer, and all layers",
-        "",
-    ]
-    for title, group in _sections(attempts).items():
-        lines += [f"### {title}", "", "| Attempt | What it does | System calls | No | All |"]
-        lines += ["|---|---|---|---|---|"]
-        for each in group:
-            star = " *" if uses_only_allowed(each) else ""
-            none = "succeeds" if each.name in real else "stopped"
-            everything = "succeeds" if each.name in through else "stopped"
-            what = " ".join(each.what.split())
-            lines.append(
-                f"| {each.title}{star} | {what} | {', '.join(each.calls)} | {none} | {everything} |"
-            )
-        lines.append("")
-    lines += _alone(attempts, stopped)
-    return "\n".join(lines)
-
-
-def _sections(attempts: dict[str, Attempt]) -> dict[str, list[Attempt]]:
-    sections: dict[str, list[Attempt]] = {}
-    for attempt in attempts.values():
-        sections.setdefault(attempt.section, []).append(attempt)
-    return sections
-
-
-_ALONE = """\
-## One layer alone
-
-All other layers are off. A cross: this layer must stop the attempt by itself, and did. Elsewhere it
-may or may not; another layer answers for it. The last column is no layer of the sandbox, but what
-the broker hands out: the image open for reading only, and a connection whose INIT it has answered
-itself.
-"""
-
-
-def _alone(attempts: dict[str, Attempt], stopped: Callable[..., bool]) -> list[str]:
-    layers = [*LAYERS, BROKER]
-    rows = []
-    counts = dict.fromkeys(layers, 0)
-    for attempt in attempts.values():
-        cells = [
-            "×" if name in attempt.stopped_by and stopped(attempt.name, name) else " "  # noqa: RUF001
-            for name in layers
-        ]
-        for name, cell in zip(layers, cells, strict=True):
-            counts[name] += cell != " "
-        rows.append(f"| {attempt.title} | {' | '.join(cells)} |")
-    return [
-        _ALONE,
-        f"| Attempt | {' | '.join(f'`{name}`' for name in layers)} |",
-        "|---|" + ":-:|" * len(layers),
-        f"| **{len(attempts)} attempts** | {' | '.join(str(counts[name]) for name in layers)} |",
-        *rows,
-        "",
-    ]
-
-
 # --- the command
 
 
@@ -241,7 +156,7 @@ def _inside(*, every: bool) -> None:
         sys.exit(_end_of(child))
     with Host() as host:
         rows = [
-            (run.attempt.name, sorted(run.layers), run.threads, result.outcome.value,
+            (run.attempt.name, sorted(run.layers), run.threads, run.ordinary, result.outcome.value,
              result.detail, result.missing, result.errno)
             for run, result in carry_out(host, plan(load().values(), every=every))
         ]  # fmt: skip
@@ -265,6 +180,8 @@ def main() -> None:
     if options.inside:
         _inside(every=options.every)
         return
+    from tests.support.attackdocument import documents
+
     rows = measure(every=options.every)
     if options.every:
         attempts = load()
@@ -277,7 +194,8 @@ def main() -> None:
         ]
     else:
         found = problems(rows)
-        DOCUMENT.write_text(document(rows), encoding="utf-8")
+        for path, text in documents(rows).items():
+            path.write_text(text, encoding="utf-8")
     sys.stdout.write("".join(f"{line}\n" for line in found))
     sys.exit(bool(found))
 

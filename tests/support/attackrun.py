@@ -13,11 +13,12 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 from unittest import mock
 
 from penstock.broker import launch
-from penstock.broker.channel import Channel
+from penstock.broker.launch import NOBODY
+from penstock.sys.capabilities import set_dumpable
 from penstock.sys.spawn import Spawned, spawn
 from tests.support.attackhost import Host, Place
 from tests.support.attacks import Attempt
@@ -63,17 +64,19 @@ class Run:
         exact: in a process that was started and has closed its sandbox as servers do; else in a
             child of one that has not closed any.
         threads: whether no more threads can be started either, as when serving has begun.
+        ordinary: whether an ordinary user is the one who mounts, and whose secrets are sought.
     """
 
     attempt: Attempt
     layers: frozenset[str] = frozenset()
     exact: bool = False
     threads: bool = False
+    ordinary: bool = False
 
     @property
-    def born(self) -> bool:
-        """Whether the process must be born into namespaces."""
-        return "namespaces" in self.layers
+    def kind(self) -> tuple[bool, bool]:
+        """Whether an ordinary user's process must carry it out, one born into namespaces."""
+        return self.ordinary, "namespaces" in self.layers
 
     @property
     def title(self) -> str:
@@ -84,7 +87,7 @@ class Run:
 
 def carry_out(host: Host, runs: Iterable[Run]) -> Iterator[tuple[Run, Result]]:
     """Carry attempts out, a few at once; results come as they are there."""
-    waiting = sorted(runs, key=lambda run: (run.exact, run.born), reverse=True)
+    waiting = sorted(runs, key=lambda run: (run.exact, run.kind), reverse=True)
     idle: list[_Attacker] = []
     busy: list[_Attack] = []
     try:
@@ -108,21 +111,27 @@ def _wait(busy: list[_Attack]) -> list[_Attack]:
     """Those that have ended, or have taken too long."""
     poller = select.poll()
     for attack in busy:
-        poller.register(attack.attacker.channel, select.POLLIN)
+        poller.register(attack.attacker.sock, select.POLLIN)
     poller.poll(500)
     return [attack for attack in busy if attack.has_ended()]
 
 
 class _Attacker:
-    """A process that carries attempts out."""
+    """A process that carries attempts out, started by this one."""
 
-    def __init__(self, *, born: bool) -> None:
-        self.born = born
+    def __init__(self, kind: tuple[bool, bool]) -> None:
+        self.kind = kind
         self.alive = True
+        self.broker = os.getpid()
+        self._code = 0
+        self._start()
+
+    def _start(self) -> None:
         with mock.patch.object(launch, "_program", _program), contextlib.ExitStack() as stack:
-            if not born:
+            if not self.kind[1]:
                 stack.enter_context(mock.patch.object(launch, "_start", _start_here))
-            self.pid, self.pidfd, self.channel = launch.launch()
+            self.pid, self.pidfd, channel = launch.launch()
+        self.sock = channel.sock
 
     def end(self) -> None:
         """Make sure of its end."""
@@ -135,21 +144,62 @@ class _Attacker:
         """Its exit status, waited for."""
         if self.alive:
             self.alive = False
-            _, status = os.waitpid(self.pid, 0)
-            self._code = os.waitstatus_to_exitcode(status)
+            self._code = self._wait()
             os.close(self.pidfd)
-            self.channel.close()
+            self.sock.close()
         return self._code
+
+    def _wait(self) -> int:
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+class _AttackerOfAnother(_Attacker):
+    """One that was started by a broker of an ordinary user: a child of this process."""
+
+    def _start(self) -> None:
+        self._ours, theirs = socket.socketpair()
+        self.broker = os.fork()
+        if self.broker == 0:
+            self._be_broker(theirs)
+        theirs.close()
+        number, fds, _, _ = socket.recv_fds(self._ours, 64, 2)
+        self.pid = int(number)
+        self.pidfd, sock = fds
+        self.sock = socket.socket(fileno=sock)
+        self.sock.setblocking(False)
+
+    def _be_broker(self, theirs: socket.socket) -> NoReturn:
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            set_dumpable(dumpable=True)  # as a process that such a user has executed
+            super()._start()
+            fds = [self.pidfd, self.sock.fileno()]
+            socket.send_fds(theirs, [str(self.pid).encode()], fds)
+            self.sock.close()
+            theirs.send(str(self._wait()).encode())
+        finally:
+            os._exit(0)
+
+    def _wait(self) -> int:
+        if self.broker == 0:  # in the broker itself
+            return super()._wait()
+        status = int(self._ours.recv(64))
+        self._ours.close()
+        os.waitpid(self.broker, 0)
+        return status
 
 
 def _attacker(idle: list[_Attacker], run: Run) -> _Attacker:
     """An idle one of the right kind, or a new one."""
     if not run.exact:
         for attacker in idle:
-            if attacker.born == run.born:
+            if attacker.kind == run.kind:
                 idle.remove(attacker)
                 return attacker
-    return _Attacker(born=run.born)
+    return (_AttackerOfAnother if run.ordinary else _Attacker)(run.kind)
 
 
 _server_program = launch._program
@@ -182,18 +232,23 @@ class _Attack:
         self._said: dict[str, Any] = {}
         self._late = False
         by_broker = BROKER in run.layers or BROKER not in run.attempt.stopped_by
-        self._place: Place = host.place(run.attempt.needs, by_broker=by_broker)
-        channel: Channel = attacker.channel
+        self._place: Place = host.place(
+            run.attempt.needs,
+            broker=attacker.broker,
+            owner=NOBODY if run.ordinary else 0,
+            by_broker=by_broker,
+        )
+        sock = attacker.sock
         layers = sorted(run.layers - {BROKER})
         order = {"layers": layers, "threads": run.threads, "fork": not run.exact}
-        channel.sock.send(json.dumps(order).encode())
+        sock.send(json.dumps(order).encode())
         needs = run.attempt.needs
         task = {
             "attempt": run.attempt.name,
             "has": [True, "fuse" in needs, "loop" in needs, True, True],
             "facts": self._place.facts._asdict(),
         }
-        socket.send_fds(channel.sock, [json.dumps(task).encode()], self._place.fds)
+        socket.send_fds(sock, [json.dumps(task).encode()], self._place.fds)
 
     def has_ended(self) -> bool:
         """Whether there is nothing more to wait for."""
@@ -213,7 +268,7 @@ class _Attack:
 
     def _receive(self) -> bytes:
         try:
-            return self.attacker.channel.sock.recv(1 << 16)
+            return self.attacker.sock.recv(1 << 16)
         except ConnectionResetError:  # it died without reading all
             return b""
 

@@ -16,12 +16,10 @@ import ctypes
 import errno
 import importlib
 import os
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from penstock.abi.syscalls import SYSCALLS
 from penstock.sys.libc import libc, syscall
 from penstock.sys.process import process_start_time, wait_process_exit
 
@@ -56,7 +54,7 @@ class Facts(NamedTuple):
     broker_fd: int
     """A descriptor of the broker: a file that only it has."""
     victim: int
-    """A process of root."""
+    """A process of whoever mounts."""
     stranger: int
     """A process of another user."""
     tcp: int
@@ -84,7 +82,7 @@ class Facts(NamedTuple):
 
     @property
     def secret(self) -> str:
-        """A file of root that no one else may open."""
+        """A file of whoever mounts, that no one else may open."""
         return f"{self.folder}/secret"
 
     @property
@@ -215,7 +213,7 @@ def dies(who: str) -> Confirm:
 
 def raw(name: str, *arguments: Any) -> int:
     """A system call by number. Raises OSError."""
-    return syscall(SYSCALLS[platform.machine()][name], name, *arguments)
+    return syscall(name, *arguments)
 
 
 def address(name: str, *arguments: Any) -> int:
