@@ -34,11 +34,11 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final, Self
 
+from penstock.abi.socket import SO_PASSRIGHTS
 from penstock.broker.protocol import MAX_MESSAGE, Body, Message, ProtocolError, decode, encode
 
 __all__ = ["Channel"]
 
-_SO_PASSRIGHTS: Final = 83
 _UCRED: Final = struct.Struct("=iII")
 _INTS: Final = array.array("i").itemsize
 _MSG_CMSG_CLOEXEC: Final = 0x4000_0000
@@ -88,7 +88,7 @@ class Channel:
         """
         self._space = self._sender_space
         try:
-            self.sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+            self.sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
         except OSError:
             return False
         return True

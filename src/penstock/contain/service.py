@@ -36,6 +36,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Self
 
 from penstock.abi.mount import MountFlag
+from penstock.abi.socket import SO_PASSRIGHTS
 from penstock.broker.options import MountOptions
 from penstock.contain import service_protocol as protocol
 from penstock.contain.sandbox import IMAGE_SERVER, LayerReport, close, close_threads
@@ -54,8 +55,6 @@ _log = logging.getLogger(__name__)
 
 _FIRST_FD: Final = 3
 """SD_LISTEN_FDS_START."""
-_SO_PASSRIGHTS: Final = 83
-"""Linux 6.16; the same on every architecture that we run on."""
 _DEVICE_NUMBER: Final = (10, 229)
 _MAX_PAGES: Final = 255
 """With a header they fill the largest pipe that a process without rights gets."""
@@ -201,7 +200,7 @@ class MountHelper:
         self._at(_Step.FILES)
         self._step = _Step.COMMANDS
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
         except OSError as error:
             if error.errno != errno.ENOPROTOOPT:
                 raise
