@@ -28,7 +28,7 @@ __all__ = ["changeable", "run"]
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _HEAD: Final = 1024
 """Bytes of a file in which our mark must be."""
-_HIDDEN: Final = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108  compared alone
+_HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108  compared alone
 _NEXT: Final = (
     "next:",
     "  systemctl daemon-reload",
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise Failure("only root can install into the system (or say --root DIR)", ExitCode.USAGE)
     if not root and not arguments.force:
         _check_trust(python)
-    if python.startswith(_HIDDEN):
+    if python.startswith(tuple(f"{place}/" for place in _HIDDEN)):
         warn(f"{python}: is hidden from {SERVICE_NAME}@.service, which will not start")
     if _install(wanted, dry=arguments.dry_run) and not root and not arguments.dry_run:
         print("\n".join(_NEXT))
