@@ -167,7 +167,8 @@ class Keeper:
         """Have the keeper end without doing anything, and wait for that. May be called again."""
         if self._pidfd < 0:
             return
-        self._send({"kind": "dismiss"})
+        with contextlib.suppress(OSError):  # it was killed, and is not needed any more
+            self._tell({"kind": "dismiss"})
         self._channel.close()
         if not _has_ended(self._pidfd, _DISMISS_SECONDS):  # stopped by somebody, perhaps
             _kill(self._pidfd)
@@ -180,9 +181,12 @@ class Keeper:
         if self._pidfd < 0:
             raise ValueError("the keeper was dismissed")
         try:
-            socket.send_fds(self._channel, [json.dumps(message).encode("ascii")], descriptors)
+            self._tell(message, descriptors)
         except OSError as error:
             _log.warning("the keeper (process %d) cannot be told anything: %s", self.pid, error)
+
+    def _tell(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        socket.send_fds(self._channel, [json.dumps(message).encode("ascii")], descriptors)
 
     def __enter__(self) -> Self:
         return self

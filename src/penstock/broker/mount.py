@@ -249,7 +249,6 @@ class Broker:
         if self.info is not None:
             set_readahead(self.info.minor, self._options.readahead)
         self._started = time.monotonic()
-        self._undo.pop_all()
 
     def wait(self) -> Outcome:
         """Serve until the mount has ended, or :meth:`ask` was called.
@@ -257,6 +256,7 @@ class Broker:
         Returns:
             Why it has ended.
         """
+        self._undo.pop_all()
         while self._outcome is None and not self._gone and not self._asked:
             self._turn(None)
         if self._asked and self._outcome is None and not self._gone:
@@ -267,7 +267,7 @@ class Broker:
         return self._outcome or Outcome(End.CLEAN, "unmounted")
 
     def close(self) -> None:
-        """End everything that is left. Idempotent."""
+        """End everything that is left; a mount that was not waited for is undone. Idempotent."""
         with contextlib.suppress(OSError):
             self._undo.close()
         for peer in self.peers:
@@ -535,7 +535,8 @@ class Broker:
             if self.mounted:
                 unmount(self.mountpoint, lazy=False)
         except OSError as error:
-            _log.warning("%s: %s; detaching it", self.mountpoint, error.strerror or error)
+            reason = os.strerror(error.errno or 0)
+            _log.warning("%s: %s; detaching it", self.mountpoint, reason)
             with contextlib.suppress(OSError):
                 unmount(self.mountpoint, lazy=True)
             if not self._wait_gone(_LAZY_SECONDS):

@@ -76,10 +76,11 @@ def serve_contained(
             _mount(arguments, words, broker, stack)
             control = _publish(arguments, broker, keeper, containment, stack)
             _watch(broker, keeper, broker.connection, containment)
-            ready()
-            notify("READY=1", f"STATUS={arguments.source} is mounted on {broker.mountpoint}")
+            # From here on a signal unmounts; until here it undoes what was done.
             end.on_wish = broker.ask
             end.hold()
+            ready()
+            notify("READY=1", f"STATUS={arguments.source} is mounted on {broker.mountpoint}")
             outcome = broker.wait()
             notify("STOPPING=1")
             if control is not None:

@@ -68,6 +68,9 @@ def spawn(
 ) -> Spawned:
     """Start a program; it is killed when the calling thread ends.
 
+    It is in a session of its own and ignores SIGINT: what somebody types on the caller's terminal
+    is for the caller.
+
     Args:
         argv: absolute path of the program and its arguments.
         fds: descriptors that become 0, 1, 2, …; all others are closed in the program.
@@ -127,9 +130,11 @@ def _child(
         os.close(go_write)
         if os.read(go_read, 1) != bytes([_Go.RUN]):
             os._exit(_NOT_STARTED)
+        os.setsid()
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             with contextlib.suppress(OSError):
-                signal.signal(number, signal.SIG_DFL)
+                ignored = number == signal.SIGINT  # of which Python would make an exception
+                signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
         _place(fds)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execve(argv[0], argv, environment)  # noqa: S606 - that is what it is for
