@@ -149,7 +149,7 @@ class Broker:
         launched: Sequence[Launched],
         containment: Containment = _DEFAULT,
     ) -> None:
-        self.mountpoint = resolve_parent(os.fspath(mountpoint))
+        self.mountpoint = os.fspath(mountpoint)
         self.info: MountInfo | None = None
         """The mount as the kernel lists it, once it is attached."""
         self.on_connection: Callable[[int], None] | None = None
@@ -224,6 +224,7 @@ class Broker:
             OSError: the mount point cannot be used, or the caller may not mount.
             ServerFailure: a server has failed meanwhile.
         """
+        self.mountpoint = resolve_parent(self.mountpoint)
         self._undo.callback(detach_newer, self.mountpoint, find_mount(self.mountpoint))
         attachment = self._attachment = open_connection(self.mountpoint, self._options)
         self._device = attachment.fd

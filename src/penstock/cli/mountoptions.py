@@ -31,7 +31,7 @@ def mount_options(words: Words, source: str) -> MountOptions:
         if word in generic and not root:
             raise Failure(f"-o {word}: is for root only", ExitCode.USAGE)
     return MountOptions(
-        source=generic.get("fsname", os.path.realpath(source)),
+        source=generic.get("fsname") or _shown(source),
         subtype=generic.get("subtype", "penstock"),
         read_only=True,  # images are never written
         allow_other="allow_other" in generic,
@@ -44,6 +44,14 @@ def mount_options(words: Words, source: str) -> MountOptions:
         max_read=int(generic.get("max_read", 0)),
         workers=number_of(words, "workers", MountOptions().workers, 1, _MAX_WORKERS),
     )
+
+
+def _shown(source: str) -> str:
+    """The source as the mount table names it."""
+    try:
+        return os.path.realpath(source)
+    except OSError:  # a relative path in a directory that was deleted
+        return source
 
 
 def request_timeout(words: Words) -> int:
