@@ -131,7 +131,6 @@ def test_python_works_inside(who: Who) -> None:
     assert done["read"] == [10, 100, True, 100]
     assert done["splice"] == [4096, 4096]
     assert done["nonblocking"]
-    assert done["zone"]
     assert done["random"] == 8
     name, in_force, detail = done["later"]
     assert (name, in_force) == ("seccomp", True)

@@ -77,18 +77,15 @@ def nothing(_profile: Any) -> None:
 def files_before() -> tuple[Any, ...]:
     """What a server is given: a pipe, an image, the null device, pairs of sockets."""
     import socket
-    import time
 
     pipe = os.pipe()
     image = os.open(ORDER["python"], os.O_RDONLY)
     null = os.open("/dev/null", os.O_RDWR)
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return pipe, image, null, pair, time.strftime("%Z %z")
+    return pipe, image, null, pair
 
 
-def work(
-    profile: Any, pipe: tuple[int, int], image: int, null: int, pair: Any, zone: str
-) -> dict[str, Any]:
+def work(profile: Any, pipe: tuple[int, int], image: int, null: int, pair: Any) -> dict[str, Any]:
     """What servers do, and what Python does for them, all of it inside."""
     import fcntl
     import io
@@ -173,7 +170,6 @@ def work(
         os.read(pipe[0], 1)
     except BlockingIOError:
         done["nonblocking"] = True
-    done["zone"] = time.strftime("%Z %z") == zone
     done["random"] = len(os.urandom(8))
 
     stop = threading.Event()

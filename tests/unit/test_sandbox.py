@@ -71,10 +71,17 @@ def test_the_sandbox_loads_no_parser() -> None:
 def test_without_layers_nothing_is_closed() -> None:
     def closing() -> Any:
         reports = close(IMAGE_SERVER, layers=frozenset())
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return [*reports, os.readlink("/proc/self/root"), "Seccomp:\t0" in status]
+        return [*reports, state()]
 
-    assert child(closing) == [os.readlink("/proc/self/root"), True]
+    def state() -> list[str]:
+        """What layers would change."""
+        names = ("Uid", "Gid", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp", "Seccomp_filters")
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        found = [line for line in status if line.partition(":")[0] in names]
+        limits = Path("/proc/self/limits").read_text(encoding="ascii")
+        return [*found, limits, os.readlink("/proc/self/root"), str(namespaces.namespace_ids())]
+
+    assert child(closing) == [state()]
 
 
 def test_a_process_with_threads_is_refused() -> None:
