@@ -23,6 +23,7 @@ from penstock.contain import filter as tables
 from penstock.contain.filter import Argument, Entry, assemble, markdown, rows
 from penstock.contain.profile import IMAGE_SERVER
 from tests.support.bpf import instructions, run, verdict
+from tests.support.requirements import PROJECT
 
 ALLOW = int(Action.ALLOW)
 KILL = int(Action.KILL_PROCESS)
@@ -316,3 +317,11 @@ def test_table_is_printed_by_the_module() -> None:
     lines = done.stdout.splitlines()
     assert all(line.count("|") == 5 for line in lines)
     assert len(lines) == 2 + len(list(rows()))
+
+
+def test_documented_table_is_the_filters() -> None:
+    """docs/security.md has what ``python -m penstock.contain.filter`` prints."""
+    text = (PROJECT / "docs" / "security.md").read_text(encoding="utf-8")
+    section = text.partition("<!-- begin: system calls")[2].partition("<!-- end: system calls")[0]
+    table = [line + "\n" for line in section.splitlines() if line.startswith("|")]
+    assert table == list(markdown())
