@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from penstock.sys.mountinfo import find_mount
+from penstock.sys.process import process_state
 from tests.support.commands import mount_flags, wait_for
 from tests.support.images import MIB, cached_image, make_tree, session_dir
 from tests.support.servicehelper import Answer, Helper, arguments_file, be, memory_file
@@ -358,10 +359,17 @@ def test_no_descriptor_is_taken_after_the_image(server: Server, image: Path, pla
 
 @pytest.mark.parametrize("kind", ["argv", "fusedev", "OPEN", "TYPE", "MNTP"])
 def test_answers_that_nobody_asked_for(server: Server, image: Path, place: Path, kind: str) -> None:
+    pid = server.process.pid
+
     def tamper(name: str, answer: Answer) -> Answer:
-        if name == kind:
+        if name != kind:
+            return answer
+        os.kill(pid, signal.SIGSTOP)  # so that both are there when it looks
+        wait_for(lambda: process_state(pid) == "T", "the server to stop")
+        for _ in range(2):
             socket.send_fds(server.socket, [answer[0]], answer[1])
-        return answer
+        os.kill(pid, signal.SIGCONT)
+        return b"", []
 
     helper = Helper(server.socket, words(image, place), tamper=tamper)
     assert helper.run() == 2

@@ -59,8 +59,8 @@ class Helper:
         words: of the command line, the type first and without ``-t``.
         flags: of the hello.
         tamper: called with the name of what is to be sent (``hello``, ``argv``, ``fusedev``, the
-            kind of command that is answered) and with it; what it returns is sent instead, None
-            ends the conversation.
+            kind of command that is answered) and with it; what it returns is sent instead. An
+            empty packet is not sent, None ends the conversation.
     """
 
     socket: socket.socket
@@ -122,6 +122,8 @@ class Helper:
             answer = self.tamper(name, (packet, list(fds)))
         if answer is None:
             return False
+        if not answer[0]:
+            return True
         try:
             socket.send_fds(self.socket, [answer[0]], answer[1])
         except BrokenPipeError:

@@ -17,6 +17,8 @@ Facts about the helper
     - It opens what stands on its command line, word for word, and nothing else.
     - It takes the end of the connection for a failure, so success takes a goodbye as well.
     - It waits as long as this process does; either learns of the other's end at once.
+    - Its answers have no numbers. One that nobody asked for is noticed if it is there when the next
+      question is asked; if it comes later it counts as that one's answer, which harms its sender.
     - What is mounted is not ours to unmount: when this process ends first, the mount answers
       ENOTCONN until somebody unmounts it.
 """
