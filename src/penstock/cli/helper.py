@@ -179,7 +179,7 @@ def _need_not_be(call: Call) -> bool:
 
 def _in_namespace(call: Call) -> Call:
     """Go over into the namespace to mount in, where penstock must be too: servers start there."""
-    from penstock.sys.setns import enter_mount_namespace
+    from penstock.sys.namespaces import enter_mount_namespace
 
     assert call.namespace is not None
     source, directory = map(os.path.abspath, (call.source, call.directory))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Namespaces of one's own, and an empty root directory in one of them.
+"""Namespaces of one's own, others', and an empty root directory.
 
 All of this changes the calling process for good, and the kernel refuses most of it to a process
 with threads.
@@ -24,6 +24,7 @@ from penstock.sys.mount import mount, umount
 
 __all__ = [
     "EMPTY_ROOT",
+    "enter_mount_namespace",
     "enter_time_namespace",
     "make_mounts_private",
     "namespace_ids",
@@ -73,6 +74,24 @@ def enter_time_namespace() -> None:
     fd = os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
     try:
         call("setns", fd, int(CloneFlag.NEWTIME))
+    finally:
+        os.close(fd)
+
+
+def enter_mount_namespace(path: str) -> None:
+    """Have this process see the mounts of another namespace, and its root as working directory.
+
+    For a process with one thread. What was imported stays; what is imported later comes from there.
+
+    Args:
+        path: ``/proc/PID/ns/mnt``, or a file on which one is mounted.
+
+    Raises:
+        OSError: there is none at ``path``; EPERM (CAP_SYS_ADMIN and CAP_SYS_CHROOT are needed).
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        call("setns", fd, int(CloneFlag.NEWNS), path=path)
     finally:
         os.close(fd)
 
