@@ -220,6 +220,17 @@ def user_namespaces() -> str | None:
     return None if tried.returncode == 0 else tried.stderr.strip() or "unshare failed"
 
 
+def memory_cgroup() -> str | None:
+    """A control group with a limit on memory can be made."""
+    from tests.support.memorycgroup import memory_cgroup as a_group
+
+    try:
+        with a_group(1 << 24):
+            return None
+    except OSError as error:
+        return error.strerror
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "root": root,
     "fuse": fuse,
@@ -227,6 +238,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "ordinary_user": ordinary_user,
     "all_processes": all_processes,
     "loop": loop,
+    "memory_cgroup": memory_cgroup,
     "kernel_ext4": kernel_ext4,
     "e2fsprogs": _programs("mke2fs", "debugfs", "dumpe2fs", "e2fsck"),
     "mkfs_xfs": _programs("mkfs.xfs"),
