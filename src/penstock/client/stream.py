@@ -134,7 +134,7 @@ class StreamTransport:
             self._expected.remove(unique)
             self._kept[unique] = message
         elif unique:
-            self._lose(errno.EPROTO, f"the server answers request {unique}, which nobody has sent")
+            self._lose(errno.EPROTO, f"an answer to request {unique}, which was not sent")
 
     def _send(self, message: bytes) -> None:
         deadline = time.monotonic() + self._seconds
@@ -154,7 +154,7 @@ class StreamTransport:
             have += self._read(deadline)
         length = int.from_bytes(have[:4], "little")
         if not OUT_HEADER_SIZE <= length <= self._largest:
-            self._lose(errno.EPROTO, f"the server sends a message of {length} bytes")
+            self._lose(errno.EPROTO, f"a message of {length} bytes")
         if len(have) < length:
             self._read_into(have, length, deadline)
         elif len(have) > length:

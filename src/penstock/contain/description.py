@@ -5,6 +5,7 @@ it: so long, so deep, and of this shape, or it is refused."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
@@ -19,6 +20,7 @@ _MOST_ROWS: Final = 4096
 _MOST_ITEMS: Final = 256
 _LONGEST_TEXT: Final = 4096
 _LARGEST_NUMBER: Final = 1 << 64
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 _NUMBER: Final = "a number"
 _TEXT: Final = "a text"
 _OPTIONAL: Final = "a text or null"
@@ -123,8 +125,9 @@ def _check(value: Any, kind: str, name: str) -> None:
 def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict) or len(value) > _MOST_ITEMS:
         raise ProtocolError(f"{what[:64]!r} is no object, or too large")
-    if any(len(name) > 64 for name in value):
-        raise ProtocolError(f"{what[:64]!r} has too long a name in it")
+    for name in value:
+        if not _NAME.fullmatch(name):
+            raise ProtocolError(f"{what[:64]!r} has {name[:64]!r} in it, which is no name")
     return value
 
 

@@ -41,6 +41,7 @@ from penstock.broker.protocol import (
     Welcome,
     Word,
 )
+from penstock.sys.reasons import explain
 
 if TYPE_CHECKING:
     from penstock.client import Client
@@ -123,8 +124,13 @@ def open_reader(image: Contained, launched: Launched) -> Iterator[Client]:
                     seconds=REQUEST_SECONDS,
                     aside=Aside(server.peer.channel.fileno(), server.look),
                 )
-                # Not closed: the server is killed, and has nothing to save.
-                yield Client(transport, reason=server.reason)
+                try:
+                    client = Client(transport, reason=server.reason)
+                except ServerLost:
+                    raise
+                except OSError as error:
+                    raise server.violation(explain(error)) from error
+                yield client  # not closed: the server is killed, and has nothing to save
                 if transport.lost is not None:
                     raise transport.lost
         except ServerLost as error:
@@ -163,6 +169,7 @@ def describe(image: Contained, launched: Launched) -> Described:
             description = parse_description("".join(pieces))
         except ProtocolError as error:
             raise server.violation(str(error)) from error
+        description["size"] = server.peer.image_size
         try:
             server.next(Ended)
         except ServerFailure as failure:

@@ -85,7 +85,7 @@ def _show(described: dict[str, Any]) -> None:
         rows.append(("error", described["error"]))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"{name:<{width}}  {printable(str(value))}")
+        print(f"{printable(name):<{width}}  {printable(str(value))}")
     if described.get("partitions"):
         print()
         _show_partitions(described["partitions"])
