@@ -253,6 +253,7 @@ def test_library_never_configures_logging() -> None:
         short(path)
         for path in SOURCE.rglob("*.py")
         if "cli" not in path.relative_to(SOURCE).parts
+        and path.relative_to(SOURCE) != Path("contain/server.py")  # a program of its own
         and calls.search(path.read_text(encoding="utf-8"))
     ]
     assert not faults

@@ -106,6 +106,8 @@ class _Before(NamedTuple):
     own: frozenset[str]
     """Namespaces that it was born into and shares with nobody outside."""
     users: tuple[_Ids, ...]
+    first: bool
+    """Whether user 0 further out is the machine's root."""
 
 
 def close(
@@ -187,7 +189,8 @@ def _look(outside: Mapping[str, int]) -> _Before:
     if threads > 1:
         raise RuntimeError("a sandbox is closed before there are threads")
     own = frozenset(name for name in _BORN_INTO if name in here and here[name] != outside.get(name))
-    return _Before(here, own, users)
+    first = outside.get("user", _FIRST["user"]) == _FIRST["user"]
+    return _Before(here, own, users, first)
 
 
 def _id_map(path: str) -> tuple[_Ids, ...]:
@@ -265,7 +268,7 @@ def _identity(before: _Before) -> tuple[bool, str]:
     user = _outside(os.getuid(), before.users)
     if "user" not in before.own:
         return False, f"user {user}: no other one is mapped, and the user namespace is shared"
-    if user == 0:
+    if user == 0 and before.first:
         return False, "user 0, outside its user namespace as well"
     return True, f"user {user}, with no right that only its user namespace gives{groups}"
 
