@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise Failure("only root can install into the system (or say --root DIR)", ExitCode.USAGE)
     if not root and not arguments.force:
         _check_trust(python)
-    if python.startswith(tuple(f"{place}/" for place in _HIDDEN)):
+    if not root and python.startswith(tuple(f"{place}/" for place in _HIDDEN)):
         warn(f"{python}: is hidden from {SERVICE_NAME}@.service, which will not start")
     if _install(wanted, dry=arguments.dry_run) and not root and not arguments.dry_run:
         print("\n".join(_NEXT))
