@@ -134,19 +134,24 @@ class Server:
         return socket.socket(fileno=message.fds[0])
 
     def serve(
-        self, tree: dict[str | bytes, Any], extra: Callable[[bytes], Iterable[bytes]]
+        self,
+        tree: dict[str | bytes, Any],
+        extra: Callable[[bytes], Iterable[bytes]],
+        kind: Any = None,
     ) -> None:
         """Serve a tree; ``extra`` says by which further names the root's entries are listed."""
         from penstock.datapath import ReadPaths
         from penstock.transport.stream import StreamServer
         from tests.support.trees import Item, PlusTreeFilesystem
 
-        class Lying(PlusTreeFilesystem):
+        base: type[PlusTreeFilesystem] = kind or PlusTreeFilesystem
+
+        class Lying(base):  # type: ignore[misc, valid-type]
             def listing(self, item: Item) -> list[tuple[bytes, Item]]:
-                honest = super().listing(item)
-                if item.nodeid != 1:
-                    return honest
-                return honest + [(name, below) for real, below in honest for name in extra(real)]
+                honest: list[tuple[bytes, Item]] = super().listing(item)
+                if item.nodeid == 1:
+                    honest += [(name, below) for real, below in honest for name in extra(real)]
+                return honest
 
         stream = self.stream()
         StreamServer(Lying(tree), stream.fileno(), datapaths=ReadPaths("copy")).serve()
@@ -403,6 +408,31 @@ def hostile_links(server: Server) -> None:
         "null": Item(b"", kind=stat.S_IFCHR, rdev=0x103),
     }
     server.serve(tree, lambda real: [b"link"] if real in {b"dir", b"file"} else [])
+
+
+@_way("")
+def dies_later(server: Server) -> None:
+    """Of the file or directory that is called ``fatal``."""
+    from tests.support.trees import Item, PlusTreeFilesystem
+
+    class Mortal(PlusTreeFilesystem):
+        def listing(self, item: Item) -> list[tuple[bytes, Item]]:
+            if item.mode == 0o700:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().listing(item)
+
+        def read(self, ctx: Any, nodeid: Any, *rest: Any) -> bytes:
+            if self.nodes[nodeid].content == b"fatal":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().read(ctx, nodeid, *rest)
+
+    tree: dict[str | bytes, Any] = {
+        "a": {"x": b"x", "y": "x"},
+        "b": {"fatal": b"fatal"},
+        "c": Item({f"link{number}": "x" for number in range(9)}, mode=0o700),
+        "d": {f"sub{number}": {"more": b""} for number in range(9)},
+    }
+    server.serve(tree, lambda _: [], Mortal)
 
 
 # Descriptions

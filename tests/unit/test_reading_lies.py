@@ -77,6 +77,26 @@ def test_a_copy_that_loses_its_server(image: Path, way: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("ls -R IMAGE", "IMAGE:/:\na\nb\nc\nd\n\nIMAGE:/a:\nx\ny\n\nIMAGE:/b:\nfatal\n"),
+        ("ls -lR IMAGE:/c", ""),
+        ("ls --json -R IMAGE", ""),
+        ("cat IMAGE:/a/x /a/y /b/fatal /a/x", "xx"),
+        ("cp IMAGE out", ""),
+        ("cp IMAGE:/a /b /d .", ""),
+    ],
+)
+def test_a_server_that_is_lost_on_the_way(image: Path, words: str, shown: str) -> None:
+    """What was there is shown, then one line says it, and nothing more is tried."""
+    done = penstock_with("dies_later", *words.replace("IMAGE", str(image)).split())
+    assert done.stderr == f"penstock: {image}: the server was killed (SIGKILL)\n"
+    assert done.returncode == 137
+    assert done.stdout == shown.replace("IMAGE", str(image))
+    assert not list(Path().rglob("fatal"))  # half a file is worse than none
+
+
 def test_a_missing_layer(image: Path) -> None:
     done = penstock_with("without_a_layer", "ls", "-o", "sandbox=strict", image)
     assert done.returncode == 2

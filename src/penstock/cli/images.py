@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from penstock.cli.errors import ExitCode, Failure, explain
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Target",
-    "by_source",
     "choose_partition",
     "contained",
+    "for_each",
     "inspect_here",
     "open_client",
     "open_filesystem",
@@ -199,10 +199,13 @@ class Target(NamedTuple):
         return self.source if self.path is None else f"{self.source}:{self.path}"
 
 
-def by_source(
-    wanted: Iterable[Target], type: str | None, words: Words
-) -> Iterator[tuple[Client, Target]]:
-    """The targets in order, each with a client of its image, which is opened once in a row.
+def for_each(
+    wanted: Iterable[Target],
+    type: str | None,
+    words: Words,
+    action: Callable[[Client, Target], None],
+) -> None:
+    """Do something with the targets in order, and a client of their image, opened once in a row.
 
     Raises:
         Failure: as :func:`open_client`.
@@ -210,7 +213,7 @@ def by_source(
     for source, group in itertools.groupby(wanted, lambda target: target.source):
         with open_client(source, type, words) as client:
             for target in group:
-                yield client, target
+                action(client, target)
 
 
 def targets(words: list[str]) -> list[Target]:

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from penstock.cli.errors import ExitCode, Failure, explain
-from penstock.cli.images import by_source, reading_words, stop_if_lost, targets
+from penstock.cli.images import Target, for_each, reading_words, stop_if_lost, targets
 from penstock.cli.logs import report
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
             raise Failure(
                 f"{target.source}: which file of it? ({target.source}:/PATH)", ExitCode.USAGE
             )
-    failed = False
-    for client, target in by_source(wanted, arguments.type, words):
+    failed: list[Target] = []
+
+    def show(client: Client, target: Target) -> None:
         try:
             _copy(client, os.fsencode(target.path or ""))
         except BrokenPipeError:
@@ -36,7 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
         except OSError as error:
             stop_if_lost(error)
             report(f"{target.name}: {explain(error)}")
-            failed = True
+            failed.append(target)
+
+    for_each(wanted, arguments.type, words, show)
     return ExitCode.SYSTEM if failed else ExitCode.OK
 
 

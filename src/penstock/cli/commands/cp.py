@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from penstock.cli.errors import ExitCode, Failure, explain
-from penstock.cli.images import Target, by_source, reading_words, stop_if_lost, targets
+from penstock.cli.images import Target, for_each, reading_words, stop_if_lost, targets
 from penstock.cli.logs import report, warn
 from penstock.cli.progress import progress_bar
 
@@ -45,11 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
     into = os.path.isdir(destination)
     if len(wanted) > 1 and not into:
         raise Failure(f"{arguments.dest}: is not a directory", ExitCode.USAGE)
-    copied = True
-    for client, target in by_source(wanted, arguments.type, words):
-        copy = _Copy(client, target, preserve, quiet=arguments.quiet)
-        copied = copy.run(destination, into=into) and copied
-    return ExitCode.OK if copied else ExitCode.SYSTEM
+    copied: list[bool] = []
+
+    def copy(client: Client, target: Target) -> None:
+        one = _Copy(client, target, preserve, quiet=arguments.quiet)
+        copied.append(one.run(destination, into=into))
+
+    for_each(wanted, arguments.type, words, copy)
+    return ExitCode.OK if all(copied) else ExitCode.SYSTEM
 
 
 class _Copy:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from penstock.cli.errors import ExitCode, explain
-from penstock.cli.images import Target, by_source, reading_words, stop_if_lost, targets
+from penstock.cli.images import Target, for_each, reading_words, stop_if_lost, targets
 from penstock.cli.logs import report
 from penstock.cli.text import raw_name, write_raw
 
@@ -127,8 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
     words = reading_words(arguments)
     wanted = targets(arguments.source)
     lister = _Lister(arguments, titles=len(wanted) > 1)
-    for client, target in by_source(wanted, arguments.type, words):
-        lister.show(client, target)
+    for_each(wanted, arguments.type, words, lister.show)
     lister.finish()
     return ExitCode.SYSTEM if lister.failed else ExitCode.OK
 
