@@ -117,6 +117,15 @@ def start_many_threads(held: Held) -> None:
         gate.set()
 
 
+@attempt("clone", by="", later=True)
+def start_one_more_thread(held: Held) -> None:
+    """Starts a thread, once all threads that serve run."""
+    try:
+        threading.Thread(target=bool).start()
+    except RuntimeError as error:
+        raise Stopped(errno.EAGAIN, str(error)) from error
+
+
 @attempt("madvise", by="seccomp")
 def merge_its_memory_with_that_of_others(held: Held) -> None:
     """Has its pages compared and merged with those of other processes, which tells contents."""

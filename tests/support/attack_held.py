@@ -73,6 +73,13 @@ def have_the_kernel_send_a_signal(held: Held) -> None:
 
 
 @attempt("fcntl", by="seccomp")
+def switch_on_signals_of_a_pipe(held: Held) -> None:
+    """Has events of a held pipe sent as signals to whoever its owner is."""
+    flags = fcntl.fcntl(held.pipe[0], fcntl.F_GETFL)
+    fcntl.fcntl(held.pipe[0], fcntl.F_SETFL, flags | _O_ASYNC)
+
+
+@attempt("fcntl", by="seccomp")
 def grow_a_pipe(held: Held) -> None:
     """Makes a held pipe sixteen times as large."""
     fcntl.fcntl(held.pipe[1], _F_SETPIPE_SZ, 1 << 20)

@@ -88,13 +88,23 @@ def judge_accesses_to_files(held: Held) -> None:
     os.close(call("fanotify_init", 4, os.O_RDONLY))
 
 
+_ALLOW = struct.pack("<HBBI", 6, 0, 0, 0x7FFF_0000)
+
+
 @attempt("seccomp", by="identity capabilities seccomp")
 def filter_calls_of_its_own(held: Held) -> None:
     """Installs a seccomp filter with itself as its listener."""
-    allow = struct.pack("<HBBI", 6, 0, 0, 0x7FFF_0000)
-    code = ctypes.create_string_buffer(allow)
+    code = ctypes.create_string_buffer(_ALLOW)
     data = struct.pack("<H6xQ", 1, ctypes.addressof(code))
     os.close(raw("seccomp", 1, 8, ctypes.c_char_p(data)))
+
+
+@attempt("seccomp", by="identity capabilities", later=True)
+def filter_the_calls_of_all_threads(held: Held) -> None:
+    """Installs a filter in all threads, once all threads that serve run."""
+    code = ctypes.create_string_buffer(_ALLOW)
+    data = struct.pack("<H6xQ", 1, ctypes.addressof(code))
+    raw("seccomp", 1, 1, ctypes.c_char_p(data))
 
 
 @attempt("shmget shmat", by="namespaces identity seccomp")

@@ -83,11 +83,12 @@ def plan(attempts: Iterable[Attempt], *, every: bool) -> list[Run]:
         layers = [*LAYERS, BROKER] if every else attempt.stopped_by
         able = [name for name in layers if name != "landlock" or attempt.landlock <= version]
         runs += [Run(attempt), *(Run(attempt, frozenset({name})) for name in able)]
-        runs.append(Run(attempt, ALL, exact=True))
+        if not attempt.later:
+            runs.append(Run(attempt, ALL, exact=True))
         if later & {*attempt.calls}:
             runs.append(Run(attempt, ALL, exact=True, threads=True))
         if ordinary:
-            runs.append(Run(attempt, ALL, ordinary=True))
+            runs.append(Run(attempt, ALL, ordinary=True, threads=attempt.later))
     return runs
 
 

@@ -134,6 +134,7 @@ class Attempt:
         confirm: asked of the host after an alleged success: is the effect there?
         absent: errnos that, with no layer, mean that this kernel does not have the thing at all.
         landlock: version of Landlock from which on that layer stops it.
+        later: it is what servers do themselves, and stopped once all their threads run.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Attempt:
     confirm: Confirm | None = None
     absent: frozenset[int] = field(default_factory=frozenset)
     landlock: int = 1
+    later: bool = False
 
     @property
     def title(self) -> str:
@@ -174,7 +176,7 @@ def section(title: str) -> Callable[..., Callable[[Function], Function]]:
 
     def attempt(
         calls: str, by: str, *, needs: str = "", confirm: Confirm | None = None,
-        absent: tuple[int, ...] = (), landlock: int = 1,
+        absent: tuple[int, ...] = (), landlock: int = 1, later: bool = False,
     ) -> Callable[[Function], Function]:  # fmt: skip
         """Enter a function into the table; words are separated by spaces."""
 
@@ -185,7 +187,7 @@ def section(title: str) -> Callable[..., Callable[[Function], Function]]:
             assert name not in ATTEMPTS, f"two attempts are called {name}"
             ATTEMPTS[name] = Attempt(
                 name, title, text, tuple(calls.split()), tuple(by.split()), function,
-                frozenset(needs.split()), confirm, frozenset(absent), landlock,
+                frozenset(needs.split()), confirm, frozenset(absent), landlock, later,
             )  # fmt: skip
             return function
 
