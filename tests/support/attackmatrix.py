@@ -85,7 +85,7 @@ def plan(attempts: Iterable[Attempt], *, every: bool) -> list[Run]:
         runs += [Run(attempt), *(Run(attempt, frozenset({name})) for name in able)]
         if not attempt.later:
             runs.append(Run(attempt, ALL, exact=True))
-        if later & {*attempt.calls}:
+        if attempt.later or later & {*attempt.calls}:
             runs.append(Run(attempt, ALL, exact=True, threads=True))
         if ordinary:
             runs.append(Run(attempt, ALL, ordinary=True, threads=attempt.later))
