@@ -21,7 +21,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -79,6 +79,7 @@ _EXIT_SECONDS: Final = 1.0
 """How long between the end of a server's socket and that of its process."""
 _LAZY_SECONDS: Final = 1.0
 _MESSAGES_A_TURN: Final = 64
+_IMAGE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _LEVELS: Final = frozenset({logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR})
 
 
@@ -202,7 +203,8 @@ class Broker:
         self._check_layers()
         words = tuple(Word(*pair) for pair in source.words)
         for peer in self.peers:
-            self._send(peer, Image(source.size, source.type, words), [source.fd])
+            with _opened_again(source.fd) as fd:
+                self._send(peer, Image(source.size, source.type, words), [fd])
         self._until(
             lambda: all(peer.ready is not None for peer in self.peers),
             _JUDGE_SECONDS,
@@ -588,3 +590,18 @@ class Broker:
         _traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _opened_again(fd: int) -> Iterator[int]:
+    """The same file, opened for one server: position and flags belong to what was opened, and what
+    one server does to them is not to concern another. The same descriptor where that is refused."""
+    try:
+        again = os.open(f"/proc/self/fd/{fd}", _IMAGE_FLAGS)
+    except OSError:
+        yield fd
+        return
+    try:
+        yield again
+    finally:
+        os.close(again)
