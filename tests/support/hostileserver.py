@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from penstock.broker.mount import ServerStatistics
 from penstock.broker.outcome import End
 from penstock.broker.protocol import (
     BECOMES,
@@ -50,6 +49,7 @@ from penstock.broker.protocol import (
     decode,
     encode,
 )
+from penstock.broker.statistics import ServerStatistics
 from penstock.sys.mountinfo import find_mount
 from tests.support.brokerhost import Footprint, Plan, Told
 from tests.support.requirements import PROJECT

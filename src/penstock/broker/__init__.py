@@ -26,4 +26,5 @@ __all__ = [
     "peer",
     "protocol",
     "requests",
+    "statistics",
 ]

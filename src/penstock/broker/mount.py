@@ -22,7 +22,6 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -35,9 +34,9 @@ from penstock.broker.attach import (
 )
 from penstock.broker.handshake import answer_init
 from penstock.broker.launch import Launched
-from penstock.broker.options import MountOptions
+from penstock.broker.options import Containment, MountOptions
 from penstock.broker.outcome import End, Outcome, ServerFailure, oom_kills
-from penstock.broker.peer import Peer
+from penstock.broker.peer import KILL_SECONDS, Peer
 from penstock.broker.protocol import (
     MAX_WORKERS,
     VERSION,
@@ -46,7 +45,6 @@ from penstock.broker.protocol import (
     GetStatistics,
     Hello,
     Image,
-    Layer,
     Log,
     Message,
     ProtocolError,
@@ -59,6 +57,7 @@ from penstock.broker.protocol import (
     Word,
 )
 from penstock.broker.requests import Requests
+from penstock.broker.statistics import BrokerStatistics, ServerStatistics
 from penstock.fs import Connection
 from penstock.negotiate import Limits, Profile
 from penstock.sys.devfuse import clone, connection_of
@@ -66,7 +65,7 @@ from penstock.sys.files import large_pipe
 from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
 from penstock.sys.unmount import unmount
 
-__all__ = ["Broker", "BrokerStatistics", "Containment", "ServerStatistics", "Source"]
+__all__ = ["Broker", "Source"]
 
 _log = logging.getLogger(__name__)
 
@@ -83,19 +82,6 @@ _IMAGE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _LEVELS: Final = frozenset({logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR})
 
 
-class Containment(NamedTuple):
-    """How the servers are kept, as the user chose."""
-
-    strict: bool = False
-    """Refuse to mount if a layer of the sandbox is missing."""
-    keep_crashed: bool = False
-    """Leave the mount there when its server dies; its users get ENOTCONN."""
-    request_timeout: int = 0
-    """Seconds in which each request must be answered; 0 = for ever."""
-    log_level: int = logging.INFO
-    """The least important lines that the servers send; DEBUG has one for each request."""
-
-
 _DEFAULT: Final = Containment()
 
 
@@ -108,27 +94,6 @@ class Source(NamedTuple):
     """Bytes."""
     type: str = ""
     words: tuple[tuple[str, str], ...] = ()
-
-
-class ServerStatistics(NamedTuple):
-    """One server."""
-
-    pid: int
-    layers: tuple[Layer, ...]
-    counters: Statistics | None
-    """None if it did not answer in time."""
-    dropped_lines: int
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerStatistics:
-    """A snapshot of one mount."""
-
-    mountpoint: str
-    how: str
-    connection: Connection
-    servers: tuple[ServerStatistics, ...]
-    uptime_seconds: float
 
 
 class Broker:
@@ -484,7 +449,7 @@ class Broker:
             self._receive(peer, 1 << 12)  # what it said before
         for fd in (peer.channel.fileno(), peer.pidfd):
             self._forget(peer, fd)
-        peer.reap(wait=True)
+        peer.reap()
         outcome = peer.outcome(oom_killed=oom_kills() > self._oom_kills)
         if peer.failed is not None:
             outcome = Outcome(End.ERROR, peer.failed.text)
@@ -566,11 +531,7 @@ class Broker:
         while self._alive():
             left = deadline - time.monotonic()
             if left <= 0:
-                for peer in self._alive():
-                    if self._outcome is None:
-                        _log.warning("server %d does not end and is killed", peer.number)
-                    peer.kill()
-                    peer.reap(wait=True)
+                self._kill()
                 break
             self._turn(left)
         self._requests.close()
@@ -579,6 +540,16 @@ class Broker:
         if not self._containment.keep_crashed and self.mounted:
             with contextlib.suppress(OSError):
                 unmount(self.mountpoint, lazy=True)
+
+    def _kill(self) -> None:
+        """Kill the servers that are left. The mount ends, whether or not they do."""
+        for peer in self._alive():
+            if self._outcome is None:
+                _log.warning("server %d does not end and is killed", peer.number)
+            peer.kill()
+        for peer in self._alive():
+            if not peer.reap(seconds=KILL_SECONDS):
+                _log.error("server %d cannot be killed: it waits for its medium", peer.number)
 
     def __enter__(self) -> Self:
         return self

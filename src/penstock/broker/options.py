@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How to mount: the options that are the mount's own, not the filesystem's."""
+"""How to mount, and how to keep the servers: the options that are not the filesystem's own."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["MountOptions"]
+__all__ = ["Containment", "MountOptions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +53,17 @@ class MountOptions:
         if not self.symfollow:
             words.append("nosymfollow")
         return words
+
+
+class Containment(NamedTuple):
+    """How the servers are kept, as the user chose."""
+
+    strict: bool = False
+    """Refuse to mount if a layer of the sandbox is missing."""
+    keep_crashed: bool = False
+    """Leave the mount there when its server dies; its users get ENOTCONN."""
+    request_timeout: int = 0
+    """Seconds in which each request must be answered; 0 = for ever."""
+    log_level: int = 20
+    """The least important lines that the servers send, as Python's logging numbers them; 10 (debug)
+    has one for each request."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 import time
@@ -49,7 +50,7 @@ from penstock.broker.protocol import (
     kind_of,
 )
 
-__all__ = ["ALL", "RATES", "Peer", "Rate"]
+__all__ = ["ALL", "KILL_SECONDS", "RATES", "Peer", "Rate"]
 
 
 class Rate(NamedTuple):
@@ -68,6 +69,8 @@ RATES: Final[dict[Kind, Rate]] = {
     Kind.BACKING_CLOSE: Rate(40_000, 40_000),
     Kind.INVALIDATE: Rate(10_000, 5_000),
 }
+KILL_SECONDS: Final = 5.0
+"""How long a process may take to end that was killed."""
 _LARGEST_BLOCK: Final = 1 << 20
 
 
@@ -239,19 +242,21 @@ class Peer:
 
     # The process
 
-    def reap(self, *, wait: bool = False) -> bool:
+    def reap(self, *, seconds: float = 0.0) -> bool:
         """Whether the process has ended; its status is then noted.
 
         Args:
-            wait: wait for it.
+            seconds: to wait for it. One that waits for a disk cannot even be killed.
         """
         if self.exit_status is None:
-            try:
-                pid, status = os.waitpid(self.pid, 0 if wait else os.WNOHANG)
-            except ChildProcessError:
-                pid, status = self.pid, 0
-            if pid == 0:
+            waiter = select.poll()
+            waiter.register(self.pidfd, select.POLLIN)
+            if not waiter.poll(seconds * 1000):
                 return False
+            try:
+                _, status = os.waitpid(self.pid, 0)
+            except ChildProcessError:
+                status = 0
             self.exit_status = os.waitstatus_to_exitcode(status)
         return True
 
@@ -278,7 +283,7 @@ class Peer:
         """Kill and reap the process, close socket and descriptor. Idempotent."""
         if self.pidfd >= 0:
             self.kill()
-            self.reap(wait=True)
+            self.reap(seconds=KILL_SECONDS)
             self.channel.close()
             os.close(self.pidfd)
             self.pidfd = -1

@@ -17,7 +17,8 @@ from typing import Any
 from penstock.broker.ending import Stopped, ending
 from penstock.broker.keeper import Keeper
 from penstock.broker.launch import Launched
-from penstock.broker.mount import Broker, Containment, Source
+from penstock.broker.mount import Broker, Source
+from penstock.broker.options import Containment
 from penstock.broker.outcome import End, Outcome, ServerFailure
 from penstock.broker.protocol import Ready
 from penstock.cli.errors import ExitCode, Failure, explain

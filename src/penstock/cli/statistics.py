@@ -15,7 +15,7 @@ from penstock.abi.fuse import InitFlag, Opcode
 from penstock.control import Record
 
 if TYPE_CHECKING:
-    from penstock.broker.mount import BrokerStatistics, ServerStatistics
+    from penstock.broker.statistics import BrokerStatistics, ServerStatistics
     from penstock.serve import MountStatistics
 
 __all__ = ["contained_statistics", "statistics_of"]

@@ -311,7 +311,7 @@ class _Server:
         waiter.register(self.peer.pidfd, select.POLLIN)
         if not waiter.poll(_EXIT_SECONDS * 1000):
             return self.violation("it closes its connection")
-        self.peer.reap(wait=True)
+        self.peer.reap()
         outcome = self.peer.outcome(oom_killed=oom_kills() > self._oom_kills)
         return self._fail(outcome or Outcome(End.ERROR, "the server has ended too early"))
 
