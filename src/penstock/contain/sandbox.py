@@ -258,7 +258,7 @@ def _identity(before: _Before) -> tuple[bool, str]:
     except OSError as error:
         groups = f"; the caller's groups: {_reason(error)}"
     mapped = any(ids.inside <= NOBODY < ids.inside + ids.length for ids in before.users)
-    if mapped or not before.users:
+    if (mapped or not before.users) and os.getuid() != NOBODY:
         try:
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
@@ -267,7 +267,7 @@ def _identity(before: _Before) -> tuple[bool, str]:
         return True, f"user and group {NOBODY}{groups}"
     user = _outside(os.getuid(), before.users)
     if "user" not in before.own:
-        return False, f"user {user}: no other one is mapped, and the user namespace is shared"
+        return False, f"user {user}, the caller: there is no other, nor a user namespace of its own"
     if user == 0 and before.first:
         return False, "user 0, outside its user namespace as well"
     return True, f"user {user}, with no right that only its user namespace gives{groups}"
