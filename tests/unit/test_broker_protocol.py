@@ -44,6 +44,7 @@ from penstock.broker.protocol import (
     encode,
     kind_of,
 )
+from tests.support import brokertables
 from tests.support.brokermessages import BODIES, bodies, fds_of, packets, ruined
 
 KINDS = list(Kind)
@@ -340,3 +341,9 @@ def test_nothing_serves_before_it_was_asked_to() -> None:
 def test_the_shortest_messages() -> None:
     assert encode(Stop()) == struct.pack("<HHI", 8, 0, 0)
     assert decode(encode(GetStatistics(), 5)) == Message(5, GetStatistics())
+
+
+def test_the_page_has_the_tables_of_the_protocol() -> None:
+    """Written by ``python -m tests.support.brokertables``."""
+    page = brokertables.PAGE.read_text(encoding="utf-8")
+    assert brokertables.filled(page) == page

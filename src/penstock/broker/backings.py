@@ -14,8 +14,8 @@ Facts about backing files (fs/fuse/backing.c, passthrough.c)
     - All reading and writing is done with the credentials of the thread that registered the file.
       As root's they would leave set-user-ID bits where they are, and spend what is reserved for
       root and what is left of other people's quota.
-    - The file must be a regular one (kernels before 6.17 take more), and on a filesystem that is
-      not itself stacked on others, as deep as was said in INIT.
+    - The file must be a regular one (Linux 6.18 sees to it), and on a filesystem that is itself
+      stacked on others less deep than was said in INIT.
     - Two numbers for one file count as two files, and an inode can have but one open at a time.
 
 Facts about descriptors of others

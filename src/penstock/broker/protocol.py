@@ -202,18 +202,22 @@ class Serve(NamedTuple):
     """A connection to serve, its INIT answered.
 
     Comes with descriptors: one of /dev/fuse for each worker, then two of a pipe for each worker,
-    read end first, then one file of zeros.
+    read end first.
     """
 
     minor: u32
+    """Of FUSE's version 7, as INIT was answered; so are the fields up to ``time_gran``."""
     flags: u64
     max_write: u32
     max_pages: u32
     max_readahead: u32
     time_gran: u32
     workers: u16
+    """Threads to start."""
     poll: Name
+    """The word of ``-o poll=``."""
     datapath: Name
+    """The word of ``-o datapath=``."""
 
 
 class Read(NamedTuple):
@@ -233,9 +237,11 @@ class BackingReply(NamedTuple):
 
 
 class Invalidated(NamedTuple):
-    """Another server of the mount has changed this inode: forget what is cached of it."""
+    """Another server of the mount has said :class:`Invalidate`: forget what is cached."""
 
     node: u64
+    offset: s64
+    length: s64
 
 
 class Stop(NamedTuple):
@@ -361,7 +367,7 @@ class Invalidate(NamedTuple):
     offset: s64
     """First byte whose cache is dropped; negative: attributes only."""
     length: s64
-    """Bytes; 0 = to the end."""
+    """Bytes; 0 or less: to the end."""
 
 
 class Ended(NamedTuple):

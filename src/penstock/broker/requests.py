@@ -17,6 +17,7 @@ from penstock.broker.protocol import (
     Invalidate,
     Invalidated,
     Message,
+    State,
 )
 from penstock.fs import Connection
 
@@ -70,8 +71,8 @@ class Requests:
                 self._backings.release(body.node)
         elif isinstance(body, Invalidate):
             for other in self._peers:
-                if other is not peer:
-                    self._tell(other, Invalidated(body.node))
+                if other is not peer and other.state is State.SERVING:
+                    self._tell(other, Invalidated(*body))
 
     def _open(self, peer: Peer, node: int, fd: int) -> BackingReply:
         if self._backings is None:
