@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -25,6 +26,9 @@ from tests.support.mounts import serve_in_process
 from tests.support.passthrough import Inside, Passing, Setting, passthrough_mount
 
 CONTENT = b"of the file below\n" * 300
+CAPABILITY = "security.capability"
+NET_BIND_SERVICE = struct.pack("<5I", 0x0200_0001, 1 << 10, 0, 0, 0)
+"""As setcap(8) writes it."""
 
 
 @pytest.fixture
@@ -134,6 +138,22 @@ def test_roots_registration_would_keep_the_bits(source: Path) -> None:
         passing.register("file")
         write_as_nobody(passing.path / "file")
     assert permissions(source / "file") == 0o6777
+
+
+@pytest.mark.parametrize("as_root", [False, True])
+def test_a_strangers_write_takes_capabilities_away(source: Path, as_root: bool) -> None:
+    """With whatever rights the file was registered."""
+    native = source / "native"
+    for path in (native, source / "file"):
+        path.write_bytes(CONTENT)
+        path.chmod(0o777)
+        os.setxattr(path, CAPABILITY, NET_BIND_SERVICE)
+    write_as_nobody(native)
+    with mounted(source, as_root=as_root) as passing:
+        passing.register("file")
+        write_as_nobody(passing.path / "file")
+    assert CAPABILITY not in os.listxattr(native)
+    assert CAPABILITY not in os.listxattr(source / "file")
 
 
 def permissions(path: Path) -> int:
