@@ -224,7 +224,6 @@ class Broker:
         Returns:
             Why it has ended.
         """
-        self._undo.pop_all()
         while self._outcome is None and not self._gone and not self._asked:
             self._turn(None)
         if self._asked and self._outcome is None and not self._gone:
@@ -232,6 +231,7 @@ class Broker:
         if self._gone and self._outcome is None:
             self._outcome = self._why_gone()
         self._finish()
+        self._undo.pop_all()
         return self._outcome or Outcome(End.CLEAN, "unmounted")
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class Call(NamedTuple):
 
 def main() -> int:
     """The entry of ``mount.penstock`` and ``mount.fuse.penstock``; mount(8)'s exit codes."""
-    from penstock.cli.main import guarded
+    from penstock.cli.guard import guarded
     from penstock.cli.streams import open_streams
 
     open_streams()

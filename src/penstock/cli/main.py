@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``penstock`` program: finds the command, runs it, turns what it raises into an exit code.
+"""The ``penstock`` program: finds the command and runs it.
 
 Thin on purpose: only the modules of the command that was asked for are imported, since ``penstock
 mount`` runs at boot.
@@ -7,15 +7,15 @@ mount`` runs at boot.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from penstock.cli.errors import ExitCode, Failure, explain, where
-from penstock.cli.streams import check_output, discard, open_streams, say
+from penstock.cli.errors import ExitCode, Failure
+from penstock.cli.guard import guarded
+from penstock.cli.streams import check_output, open_streams, say
 
-__all__ = ["guarded", "main"]
+__all__ = ["main"]
 
 _USAGE: Final = """\
 usage: penstock COMMAND [ARGUMENT…]
@@ -45,32 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(_usage().rstrip())
         return ExitCode.USAGE
     return guarded(lambda: _run(words[0], words[1:]))
-
-
-def guarded(work: Callable[[], int]) -> int:
-    """Do the work of a program; its exit code, and one line on stderr for whatever it raises."""
-    try:
-        code = work()
-        sys.stdout.flush()
-    except Failure as failure:
-        return _fail(str(failure), failure.code)
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        discard(1)  # whoever read our output has had enough
-        return ExitCode.UNREAD
-    except RecursionError:
-        return _fail("nested too deeply", ExitCode.SYSTEM)
-    except (OSError, ValueError) as error:
-        return _fail(where(error) + explain(error), ExitCode.SYSTEM)
-    except MemoryError:
-        return _fail("out of memory", ExitCode.SYSTEM)
-    except Exception as error:
-        if os.environ.get("PENSTOCK_TRACEBACK"):
-            raise
-        what = f"internal error: {type(error).__name__}: {error}"
-        return _fail(f"{what} (PENSTOCK_TRACEBACK=1 shows where)", ExitCode.SYSTEM)
-    return code
 
 
 def _run(name: str, words: list[str]) -> int:
@@ -121,10 +95,3 @@ def _usage() -> str:
         commands="\n".join(f"  {command.name:<{width}}{command.summary}" for command in COMMANDS),
         codes="\n".join(f"  {code.value:<{width}}{code.meaning}" for code in ExitCode),
     )
-
-
-def _fail(message: str, code: ExitCode) -> int:
-    from penstock.cli.text import printable
-
-    say(f"penstock: {printable(message)}")
-    return code
