@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from penstock.cli.errors import ExitCode, Failure, explain
-from penstock.cli.logs import report
+from penstock.cli.messages import report
 
 if TYPE_CHECKING:
     import argparse
@@ -256,7 +256,7 @@ def _split(word: str) -> tuple[str, str] | None:
 
 def reading_words(arguments: argparse.Namespace) -> Words:
     """The words for a command that reads an image: ``-o`` and ``--partition``."""
-    from penstock.cli.logs import warn
+    from penstock.cli.messages import warn
     from penstock.cli.options import parse_words
 
     words = parse_words(arguments.options)

@@ -9,6 +9,7 @@ import os
 import socket
 from typing import Final
 
+from penstock.cli.messages import report, warn
 from penstock.cli.streams import say
 from penstock.cli.text import printable
 
@@ -83,13 +84,3 @@ def log_to_syslog(path: str = "/dev/log") -> None:
     if os.path.exists(path):
         with contextlib.suppress(OSError):
             logging.getLogger("penstock").addHandler(_Syslog(path))
-
-
-def warn(message: str) -> None:
-    """One line that the user should see, although the command goes on."""
-    say(f"penstock: warning: {printable(message)}")
-
-
-def report(message: str) -> None:
-    """One line on what failed, where the command goes on and fails at its end."""
-    say(f"penstock: {printable(message)}")

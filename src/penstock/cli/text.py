@@ -8,7 +8,6 @@ so none reaches one.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -116,6 +115,8 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: s
 
 def terminal_width() -> int:
     """Columns of the terminal; 120 where there is none."""
+    import shutil
+
     return shutil.get_terminal_size((120, 24)).columns
 
 

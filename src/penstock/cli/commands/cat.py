@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.cli.images import Target, for_each, reading_words, stop_if_lost, targets
-from penstock.cli.logs import report
+from penstock.cli.messages import report
 
 if TYPE_CHECKING:
     from penstock.client import Client

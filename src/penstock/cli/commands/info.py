@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.cli.errors import ExitCode, Failure
 from penstock.cli.images import contained, inspect_here, open_source, reading_words
-from penstock.cli.logs import report
+from penstock.cli.messages import report
 from penstock.cli.text import json_text, print_table, printable, size
 
 if TYPE_CHECKING:

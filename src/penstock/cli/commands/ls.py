@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.cli.errors import ExitCode, explain
 from penstock.cli.images import Target, for_each, reading_words, stop_if_lost, targets
-from penstock.cli.logs import report
+from penstock.cli.messages import report
 from penstock.cli.text import raw_name, write_raw
 
 if TYPE_CHECKING:
