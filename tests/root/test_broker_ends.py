@@ -77,6 +77,26 @@ def test_signals(image: Path, place: Path, number: signal.Signals, in_use: bool)
         mount.assert_nothing_left()
 
 
+def test_killed_server_of_a_mount_that_ends(image: Path, place: Path) -> None:
+    """While the broker waits for the last users of a mount to leave, nobody waits for a server that
+    does not answer any more."""
+    with contained(image, place) as mount, contextlib.ExitStack() as stack:
+        user = os.open(place, os.O_RDONLY)
+        stack.callback(os.close, user)
+        mount.kill(mount.broker, signal.SIGTERM)
+        wait_for(lambda: find_mount(str(place)) is None, "unmount", SECONDS)
+        begun = time.monotonic()
+        mount.kill(mount.servers[0])
+        with pytest.raises(OSError) as raised:
+            os.stat("never asked", dir_fd=user)
+        assert raised.value.errno in GONE
+        assert time.monotonic() - begun < 0.5
+        code, said = mount.wait(SECONDS)
+        assert code == 137
+        assert said.endswith(line(image, place, KILLED))
+        mount.assert_nothing_left()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_with_a_stopped_server(image: Path, place: Path, number: signal.Signals) -> None:
     with contained(image, place) as mount:

@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import random
+import re
 import select
 import signal
 import struct
@@ -169,7 +170,8 @@ class Cycles:
         self._strangers = {reader.process.pid for reader in readers}
         self.faults: list[str] = []
         self.ends: collections.Counter[str] = collections.Counter()
-        self.said: collections.Counter[str] = collections.Counter()
+        self.codes: collections.Counter[int] = collections.Counter()
+        self.said: set[str] = set()
         self.brokers: set[int] = set()
 
     def one(self) -> None:
@@ -190,19 +192,20 @@ class Cycles:
             self._while(process, chance.uniform(0.0, 0.25))
         elif self._until_mounted(process):
             self._while(process, chance.uniform(0.0, 0.06))
-        self._end(process, kind, in_foreground=not daemon)
+        ended = self._end(process, kind, in_foreground=not daemon)
         try:
             said = process.communicate(timeout=_END_SECONDS)[1]
         except subprocess.TimeoutExpired:
             self.faults.append(f"{place}: the command does not end")
             process.kill()
             said = process.communicate()[1]
-        if daemon:
+        if daemon and ended == process.pid:
             self._end_orphan()
         self.ends[f"{kind} early" if early else kind] += 1
         for name, path in (("IMAGE", self._image), ("DIR", self._mountpoint)):
             said = said.replace(path, name)
-        self.said[f"{process.returncode} {said.removeprefix('penstock: ').strip()}"] += 1
+        self.codes[process.returncode] += 1
+        self.said |= set(re.sub(r"process \d+", "process N", said).splitlines())
         self._nothing_left(place)
 
     def _while(self, process: subprocess.Popen[str], seconds: float) -> None:
@@ -224,7 +227,8 @@ class Cycles:
             os.close(pidfd)
         return find_mount(self._mountpoint) is not None
 
-    def _end(self, process: subprocess.Popen[str], kind: str, *, in_foreground: bool) -> None:
+    def _end(self, process: subprocess.Popen[str], kind: str, *, in_foreground: bool) -> int:
+        """End the mount; the process that was taken for its broker."""
         broker = process.pid if in_foreground else self._daemon(process)
         self.brokers.add(broker)
         everybody = children_of(broker)
@@ -237,16 +241,17 @@ class Cycles:
             command = [*COMMAND, *kind.split(), self._mountpoint]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
             if done.returncode == 0:
-                return
+                return broker
             kind = "SIGTERM"  # in use, or not mounted yet
         if kind == "SIGTERM":
             _signal(broker, signal.SIGTERM)
-            return
+            return broker
         for name in kind.split(", "):
             for pid in victims[name]:
                 _signal(pid, signal.SIGKILL)
         if not victims["server"] and "broker" not in kind:  # so early that there is none
             _signal(broker, signal.SIGTERM)
+        return broker
 
     def _end_orphan(self) -> None:
         """Where the command was ended instead, its broker gives up, or was just ready."""
@@ -310,8 +315,8 @@ def _descriptors() -> int:
 
 
 def main() -> None:
-    """Print: faults, ends (how often each kind), said (by the command, after
-    its exit code), brokers (process numbers),
+    """Print: faults, ends (how often each kind), codes (of exit, how often
+    each), said (lines of the commands), brokers (process numbers),
     readers (what each saw), descriptors (how many more than before)."""
     image, mountpoint, seed, count, expected = sys.argv[1:]
     libc = ctypes.CDLL(None, use_errno=True)
@@ -331,7 +336,8 @@ def main() -> None:
             {
                 "faults": cycles.faults,
                 "ends": cycles.ends,
-                "said": cycles.said,
+                "codes": cycles.codes,
+                "said": sorted(cycles.said),
                 "brokers": sorted(cycles.brokers),
                 "readers": seen,
                 "descriptors": _descriptors() - before,

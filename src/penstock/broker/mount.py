@@ -507,8 +507,13 @@ class Broker:
             _log.warning("%s: %s; detaching it", self.mountpoint, reason)
             with contextlib.suppress(OSError):
                 unmount(self.mountpoint, lazy=True)
-            if not self._wait_gone(_LAZY_SECONDS):
-                self.abort()
+            deadline = time.monotonic() + _LAZY_SECONDS
+            while not self._gone and self._outcome is None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    self.abort()
+                    break
+                self._turn(left)
 
     def _why_gone(self) -> Outcome | None:
         """Why the connection has ended although all servers live; None if by unmounting."""
