@@ -21,7 +21,7 @@ from penstock.broker.outcome import End, judge_exit
 from penstock.cli.errors import ExitCode
 from penstock.cli.failures import CODES
 from penstock.sys.mountinfo import find_mount, mounts
-from tests.support.commands import good, penstock, refused, wait_for
+from tests.support.commands import good, is_gone, penstock, refused, wait_for
 from tests.support.contained import Contained, Ended, contained, odd
 from tests.support.images import MIB, cached_image, make_tree, run, session_dir
 from tests.support.memorycgroup import memory_cgroup
@@ -348,6 +348,35 @@ def test_killed_keeper(image: Path, place: Path) -> None:
                 mount.kill(mount.broker, number)
             assert mount.wait(SECONDS) == (0, "")
             mount.assert_nothing_left()
+
+
+DYING = """
+import os, signal, sys
+from penstock.broker.keeper import Keeper
+keeper = Keeper.start()
+keeper.watch(mount_id=0, mountpoint=sys.argv[1], connection=int(sys.argv[2]), files=sys.argv[3:])
+print(keeper.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_while_it_mounts(image: Path, place: Path, tmp_path: Path) -> None:
+    """The number of its connection is another mount's at once. That one is left alone, and the
+    files of the one that was killed go."""
+    files = [tmp_path / name for name in ("1-1.json", "1-1.sock", ".1-1.new")]
+    for file in files:
+        file.touch()
+    nowhere = tmp_path / "nowhere"
+    with contained(image, place) as mount:
+        number = str(mount.statistics()["connection"])
+        command = [sys.executable, "-c", DYING, str(nowhere), number, *map(str, files)]
+        dying = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=20)
+        assert dying.returncode == -signal.SIGKILL
+        wait_for(lambda: is_gone(int(dying.stdout)), "end of the keeper", SECONDS)
+        assert not any(file.exists() for file in files)
+        assert (place / "size59").stat().st_size == 59
+        good("umount", place)
+        assert mount.wait() == (0, "")
 
 
 def test_aborted_connection(image: Path, place: Path, tmp_path: Path) -> None:

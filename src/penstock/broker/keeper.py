@@ -291,11 +291,19 @@ class _Watch:
         task = self._task
         if not task or task["crash"] == "keep":
             return
+        gone = False
         with contextlib.suppress(OSError):
-            detach(task["mount_id"], task["connection"], task["mountpoint"])
+            gone = detach(task["mount_id"], task["connection"], task["mountpoint"])
         # What is still mounted needs its record: that is how it is found again.
-        if find_fuse_mount(task["mount_id"], task["connection"]) is None:
+        if gone or not self._is_mounted():
             self._remove_files()
+
+    def _is_mounted(self) -> bool:
+        """Whether the broker's mount is still there, perhaps moved. The number of its connection
+        may be another mount's by now; one whose id is not known yet cannot have been moved."""
+        mount_id, mountpoint = self._task["mount_id"], self._task["mountpoint"]
+        entry = find_fuse_mount(mount_id, self._task["connection"])
+        return entry is not None and (mount_id != 0 or entry.mountpoint == mountpoint)
 
     def _remove_files(self) -> None:
         for name in self._task["names"]:
