@@ -75,7 +75,7 @@ _SERVE_SECONDS: Final = 30.0
 _LEAVE_SECONDS: Final = 10.0
 """How long a server may take to end once its connection has."""
 _EXIT_SECONDS: Final = 1.0
-"""How long between the end of a server's socket and that of its process."""
+"""How long between the end of a server's socket, that of its process and that of its connection."""
 _LAZY_SECONDS: Final = 1.0
 _MESSAGES_A_TURN: Final = 64
 _IMAGE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -453,7 +453,8 @@ class Broker:
         outcome = peer.outcome(oom_killed=oom_kills() > self._oom_kills)
         if peer.failed is not None:
             outcome = Outcome(End.ERROR, peer.failed.text)
-        if outcome is None and self._device >= 0 and not self._wait_gone(0.0):
+        # A server can hear of the end a moment before everybody else does.
+        if outcome is None and self._device >= 0 and not self._wait_gone(_EXIT_SECONDS):
             outcome = Outcome(End.ERROR, "the server ended, although it was not unmounted")
         if outcome is not None and not self._aborted:
             self._settle(outcome)
