@@ -325,7 +325,7 @@ def test_ordinary_user_without_namespaces(ordinary_user: OrdinaryUser) -> None:
     """As where user namespaces are forbidden."""
     with sandboxed("work", namespaces=[], user=ordinary_user) as inside:
         found = missing(inside.reports())
-        assert set(found) == {"namespaces", "root"}
+        assert set(found) == {"namespaces", "root", "identity"}
         words = "none; missing: cgroup ipc mnt net time uts: unshare: Operation not permitted; "
         assert found["namespaces"] == words + "pid user: the process was started without"
         assert found["root"] == "unshare: Operation not permitted"

@@ -6,14 +6,16 @@ of descriptors the null device as standard streams and its socket as number 3. I
 of penstock where this process found them.
 
 As root it is started with two ids in its user namespace: root's, which reads the interpreter's
-modules wherever they lie, and nobody's, to which it changes before it sees an image. Anybody else
-has but one id to give.
+modules wherever they lie, and nobody's, to which it changes before it sees an image. Outside, that
+is an id that nobody else has: one that others share could be used to signal the server. Anybody but
+root has but one id to give.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import sys
@@ -35,6 +37,11 @@ _NEW: Final = CloneFlag.NEWUSER | CloneFlag.NEWPID
 _FORBIDDEN: Final = frozenset({errno.EPERM, errno.ENOSPC, errno.EINVAL, errno.EACCES, errno.EUSERS})
 _SOCKET_BYTES: Final = 256 * 1024
 _OOM_SCORE: Final = -500
+_UNUSED_IDS: Final = 1_900_000_000
+"""No system gives ids from here to 2^31 to anybody (systemd.io, "Users, Groups, UIDs and GIDs")."""
+_SERVERS: Final = 16
+"""So many servers of one broker have ids of their own."""
+_count: Final = itertools.count()
 
 
 class Launched(NamedTuple):
@@ -113,8 +120,9 @@ def _maps() -> list[tuple[list[IdMap], list[IdMap]]]:
     own = ([IdMap(0, uid)], [IdMap(0, gid)])
     if uid != 0:
         return [own]
-    two = [IdMap(0, 0), IdMap(NOBODY, NOBODY)]
-    return [(two, two), own]
+    unused = _UNUSED_IDS + os.getpid() * _SERVERS + next(_count) % _SERVERS
+    pairs = [[IdMap(0, 0), IdMap(NOBODY, outside)] for outside in (unused, NOBODY)]
+    return [*((pair, pair) for pair in pairs), own]
 
 
 def _program() -> list[str]:

@@ -264,7 +264,8 @@ def _identity(before: _Before) -> tuple[bool, str]:
             os.setresuid(NOBODY, NOBODY, NOBODY)
         except OSError as error:
             return False, f"user {os.getuid()}, the caller: {_reason(error)}"
-        return True, f"user and group {NOBODY}{groups}"
+        outside = _outside(NOBODY, before.users)
+        return True, f"user and group {outside}{groups}"
     user = _outside(os.getuid(), before.users)
     if "user" not in before.own:
         return False, f"user {user}, the caller: there is no other, nor a user namespace of its own"
