@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from typing import Final
 
 from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.cli.images import open_filesystem, open_source
@@ -37,10 +38,16 @@ __all__ = ["serve_in_process"]
 
 _log = logging.getLogger(__name__)
 
+_UNHEEDED: Final = ("processes", "crash", "request_timeout")
+"""What takes a broker."""
+
 
 def serve_in_process(arguments: argparse.Namespace, words: Words, ready: Callable[[], None]) -> int:
     """Mount, call ``ready``, and serve until the mount has ended; the exit code."""
     options = mount_options(words, arguments.source)
+    for word in _UNHEEDED:
+        if word in words.generic:
+            warn(f"-o {word}: has no effect with sandbox=no")
     try:
         with contextlib.ExitStack() as stack:
             end = stack.enter_context(ending())

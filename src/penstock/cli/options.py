@@ -126,7 +126,8 @@ WORDS: Final[tuple[Word, ...]] = (
     Word("processes", Kind.NUMBER, "server processes, each with its own sandbox", ("N",), "1"),
     Word(
         "request_timeout", Kind.NUMBER,
-        "end the connection when a request is not answered in so many seconds (at least 15)",
+        "end the connection when a request is not answered in so many seconds (at least 15; the "
+        "kernel looks every 15)",
         ("SECONDS",), "never",
     ),
     Word("fsname", Kind.TEXT, "the source shown in /proc/mounts", ("NAME",), "SOURCE"),
