@@ -327,7 +327,7 @@ def test_clean_of_everything(image: Path, tmp_path: Path) -> None:
         *(f"would remove {file}" for file in files),
     ]
     row, count, *lines = unrecorded.splitlines()
-    assert row.split() == [str(places[0]), str(image), "-", "stale", "-", "-"]
+    assert row.split() == [str(places[0]), str(image), "-", "stale", "-", "-", "root"]
     assert count == "1"
     assert lines[0] == unmounted
     assert set(files) < {line.removeprefix("removed ") for line in lines[1:]}

@@ -401,6 +401,7 @@ def test_numbers_that_are_used_again(directory: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("penstock.control.record.all_directories", lambda: [(directory, UID)])
     times = {2: ending.start_time, 3: now.start_time}
     monkeypatch.setattr("penstock.control.record.process_start_time", times.get)
+    monkeypatch.setattr("penstock.control.record.process_owner", lambda _: UID)
     found = [(item.record, item.state) for item in records(tidy=False)]
     assert found == [(ending, State.DETACHED), (now, State.MOUNTED)]
     answering = find_record(entry)

@@ -9,7 +9,16 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from penstock.cli.errors import ExitCode, Failure, explain
-from penstock.control import Listed, State, find_record, records, remove_record
+from penstock.control import (
+    FIRST_PID_NAMESPACE,
+    Listed,
+    Record,
+    State,
+    find_record,
+    pid_namespace,
+    records,
+    remove_record,
+)
 from penstock.sys.devfuse import find_server, unserved
 from penstock.sys.mountinfo import MountInfo, find_mount, mounts, resolve_parent
 from penstock.sys.unmount import detach, find_fuse_mount
@@ -21,6 +30,7 @@ __all__ = [
     "replace_stale",
     "resolved_mount",
     "stale_mounts",
+    "user_name",
 ]
 
 
@@ -46,7 +56,7 @@ def our_mount(path: str, code: ExitCode) -> tuple[MountInfo, Listed | None]:
         raise Failure(f"{path}: is mounted, but not by penstock ({entry.fstype})", code)
     owner = entry.user_id
     if listed is None and owner is not None and os.geteuid() not in {0, owner}:
-        raise Failure(f"{path}: {_user_name(owner)} mounted it; ask them or use sudo", code)
+        raise Failure(f"{path}: {user_name(owner)} mounted it; ask them or use sudo", code)
     return entry, listed
 
 
@@ -72,9 +82,10 @@ def stale_mounts(listed: Iterable[Listed]) -> list[Stale]:
     """The mounts of the caller whose server has died, for root those of everybody.
 
     One with a record of a process that has ended counts unless a process is seen that serves it:
-    it may have got the numbers of the recorded one, and have no record yet. One without a record
-    counts only where it is certain that nobody serves it, which root alone can tell (see
-    :func:`penstock.sys.devfuse.unserved`).
+    it may have got the numbers of the recorded one, and have no record yet. Where that cannot be
+    seen, as outside the first pid namespace, the record must at least be of this namespace. One
+    without a record counts only where it is certain that nobody serves it, which root alone can
+    tell (see :func:`penstock.sys.devfuse.unserved`).
 
     Args:
         listed: what :func:`penstock.control.records` gave.
@@ -84,7 +95,7 @@ def stale_mounts(listed: Iterable[Listed]) -> list[Stale]:
         Stale(item.mount, item)
         for item in known
         if item.state is State.STALE and item.mount is not None
-        if find_server(item.mount.minor) is None
+        if _has_died(item.record, item.mount)
     ]
     with_record = {item.mount.mount_id for item in known if item.mount is not None}
     alive = {item.record.connection for item in known if item.state is not State.STALE}
@@ -96,6 +107,12 @@ def stale_mounts(listed: Iterable[Listed]) -> list[Stale]:
     ]
     dead = unserved({entry.minor for entry in others})
     return found + [Stale(entry, None) for entry in others if entry.minor in dead]
+
+
+def _has_died(record: Record, entry: MountInfo) -> bool:
+    """Whether a mount is without a server, given that the recorded process has ended."""
+    trusted = {FIRST_PID_NAMESPACE, record.pid_namespace} - {0}
+    return pid_namespace() in trusted and find_server(entry.minor) is None
 
 
 def remove_stale(stale: Stale) -> bool:
@@ -160,7 +177,8 @@ def _looks_like_ours(entry: MountInfo) -> bool:
     return entry.fstype == "fuse.penstock"
 
 
-def _user_name(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """What a user is called."""
     import pwd
 
     try:

@@ -4,7 +4,8 @@
 ``ControlServer`` runs in the process that serves a mount; :func:`records` lists mounts, also those
 whose server has died; ``ControlClient`` asks one for its statistics or to unmount.
 ``protocol.py`` has the messages, ``directory.py`` says where the files lie and why that is safe,
-``leftovers.py`` finds those that nobody needs any more.
+``process.py`` keeps from signalling somebody else's process, ``leftovers.py`` finds files that
+nobody needs any more.
 
 Nothing here knows what a filesystem is: what the methods do is up to the handlers given.
 """
@@ -12,12 +13,22 @@ Nothing here knows what a filesystem is: what the methods do is up to the handle
 from penstock.control.client import ControlClient
 from penstock.control.directory import runtime_directory
 from penstock.control.leftovers import Leftover, find_leftovers, remove_leftover
+from penstock.control.process import FIRST_PID_NAMESPACE, RecordedProcess, pid_namespace
 from penstock.control.protocol import ABORT, PING, STATS, UNMOUNT, ControlError, ProtocolError
-from penstock.control.record import Listed, Record, State, find_record, records, remove_record
+from penstock.control.record import (
+    Listed,
+    Record,
+    State,
+    find_record,
+    open_recorded_process,
+    records,
+    remove_record,
+)
 from penstock.control.server import ControlServer, Handler
 
 __all__ = [
     "ABORT",
+    "FIRST_PID_NAMESPACE",
     "PING",
     "STATS",
     "UNMOUNT",
@@ -29,9 +40,12 @@ __all__ = [
     "Listed",
     "ProtocolError",
     "Record",
+    "RecordedProcess",
     "State",
     "find_leftovers",
     "find_record",
+    "open_recorded_process",
+    "pid_namespace",
     "records",
     "remove_leftover",
     "remove_record",

@@ -7,7 +7,7 @@ import socket
 import time
 from typing import Any
 
-from penstock.control.directory import open_directory
+from penstock.control.directory import connect, open_directory
 from penstock.control.protocol import MAX_REPLY, ProtocolError, decode_reply, encode_call
 from penstock.control.record import Listed, socket_name
 
@@ -41,13 +41,14 @@ class ControlClient:
             ControlError: the server answered an error.
             ProtocolError: it answered something else.
             TimeoutError: it did not answer in time, as when it is stopped.
-            OSError: there is no server to be reached.
+            OSError: there is no server to be reached; PermissionError: what is there is not of the
+                mount's owner.
         """
         deadline = time.monotonic() + timeout
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout)
             with open_directory(self.listed.directory, self.listed.uid) as fd:
-                sock.connect(f"/proc/self/fd/{fd}/{socket_name(self.listed.record)}")
+                connect(sock, fd, socket_name(self.listed.record), self.listed.uid)
             sock.sendall(encode_call(method, parameters or {}))
             return decode_reply(_receive(sock, deadline))
 

@@ -6,18 +6,33 @@
 symlink), owned by its user and closed to everybody else; anything else is refused, since whoever
 can write there could answer in a server's name.
 
-Everything below is reached through a descriptor of the directory, never by its path again.
+Everything below is reached through a descriptor of the directory, never by its path again. Whoever
+owns a directory decides what lies there, so a socket is connected to only if it is one, no link
+to one, and both it and who listens there are the owner's: root must not be led elsewhere.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Final
 
-__all__ = ["all_directories", "open_directory", "remove_if_empty", "runtime_directory"]
+__all__ = [
+    "all_directories",
+    "connect",
+    "is_served",
+    "open_directory",
+    "peer_uid",
+    "remove_if_empty",
+    "runtime_directory",
+]
+
+_UCRED: Final = struct.Struct("=iII")
 
 
 def runtime_directory(uid: int | None = None) -> str:
@@ -39,7 +54,7 @@ def all_directories() -> list[tuple[str, int]]:
     For root these are the directories of all users, else the caller's own.
     """
     me = os.geteuid()
-    found = [(runtime_directory(), me)]
+    found = [(os.path.normpath(runtime_directory()), me)]
     if me != 0:
         return found
     for parent, prefix, suffix in (("/run/user", "", "/penstock"), ("/tmp", "penstock-", "")):  # noqa: S108
@@ -47,7 +62,7 @@ def all_directories() -> list[tuple[str, int]]:
             number = name.removeprefix(prefix)
             if name.startswith(prefix) and number.isascii() and number.isdigit():
                 found.append((f"{parent}/{name}{suffix}", int(number)))
-    return found
+    return list(dict.fromkeys(found))  # root's own may be among the others
 
 
 @contextmanager
@@ -84,6 +99,53 @@ def open_directory(path: str, uid: int, *, create: bool = False) -> Iterator[int
         yield fd
     finally:
         os.close(fd)
+
+
+def connect(sock: socket.socket, fd: int, name: str, uid: int) -> None:
+    """Connect to a socket in the directory ``fd`` of user ``uid``.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ConnectionRefusedError: nobody listens there any more.
+        PermissionError: it is no socket, or another user's, or another user listens there.
+        OSError: as connect(2).
+    """
+    path = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        info = os.fstat(path)
+        if not stat.S_ISSOCK(info.st_mode):
+            raise PermissionError(errno.EPERM, "is not a socket", name)
+        if info.st_uid != uid:
+            raise PermissionError(errno.EPERM, f"belongs to uid {info.st_uid}, not {uid}", name)
+        sock.connect(f"/proc/self/fd/{path}")
+    finally:
+        os.close(path)
+    listener = peer_uid(sock)
+    if listener != uid:
+        raise PermissionError(errno.EPERM, f"uid {listener} listens there, not {uid}", name)
+
+
+def is_served(fd: int, name: str, uid: int) -> bool:
+    """Whether somebody listens at a socket in the directory ``fd``; he need not answer.
+
+    Raises:
+        PermissionError: as :func:`connect`.
+        OSError: it cannot be told.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        try:
+            connect(sock, fd, name, uid)
+        except BlockingIOError:  # too many wait there already
+            return True
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The user at the other end of a connected socket."""
+    _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(uid)
 
 
 def remove_if_empty(path: str) -> None:

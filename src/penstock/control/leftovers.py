@@ -2,7 +2,8 @@
 """Files of mounts that have gone: records, sockets, and records that were never finished.
 
 Records are told dead as everywhere, by the number and start time of their process; what has no
-record by the number in its name. Files that are not called as ours are not looked at.
+record by the number in its name and by the socket, at which nobody must listen: the number may be
+one of another pid namespace. Files that are not called as ours are not looked at.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from penstock.control.directory import all_directories, open_directory, remove_if_empty
-from penstock.control.record import listed_as, read_record
+from penstock.control.directory import (
+    all_directories,
+    is_served,
+    open_directory,
+    remove_if_empty,
+)
+from penstock.control.record import is_alive, listed_as, read_record
 from penstock.sys.mountinfo import mounts
 from penstock.sys.process import process_start_time
 
@@ -79,8 +85,21 @@ def _leftovers(fd: int, directory: str, uid: int) -> Iterator[Leftover]:
         record = read_record(fd, f"{stem}.json", uid)
         if record is None:
             dead = process_start_time(int(stem.partition("-")[0])) is None
+            dead = dead and not _has_listener(fd, f"{stem}.sock", uid)
         else:
-            dead = listed_as(record, directory, uid, table) is None
+            alive = is_alive(fd, record, uid)
+            dead = alive is False and (
+                listed_as(record, directory, uid, table, alive=alive) is None
+            )
         if dead:
             mountpoint = "" if record is None else record.mountpoint
             yield from (Leftover(directory, uid, name, mountpoint) for name in names)
+
+
+def _has_listener(fd: int, name: str, uid: int) -> bool:
+    try:
+        return is_served(fd, name, uid)
+    except PermissionError:
+        return False  # it is no socket of ours
+    except OSError:
+        return True

@@ -4,6 +4,9 @@
 A record outlives a server that was killed; that is what it is for. Whether the server still runs is
 told by its number *and* start time, whether the mount is still there by /proc/self/mountinfo. The
 mount point itself is never touched: a path below a stopped server would wait for it.
+
+A record is what its owner says. One that names a process of somebody else is not believed, and left
+out. Numbers of another pid namespace mean nothing here: then whoever listens at the socket tells.
 """
 
 from __future__ import annotations
@@ -14,14 +17,28 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
-from penstock.control.directory import all_directories, open_directory, remove_if_empty
+from penstock.control.directory import (
+    all_directories,
+    is_served,
+    open_directory,
+    remove_if_empty,
+)
+from penstock.control.process import RecordedProcess, open_process, pid_namespace, process_owner
 from penstock.sys.mountinfo import MountInfo, mounts
 from penstock.sys.process import process_start_time
 
-__all__ = ["Listed", "Record", "State", "find_record", "records", "remove_record"]
+__all__ = [
+    "Listed",
+    "Record",
+    "State",
+    "find_record",
+    "open_recorded_process",
+    "records",
+    "remove_record",
+]
 
 _MAX_RECORD: Final = 64 * 1024
 _MAX_RECORDS: Final = 10_000
@@ -49,6 +66,8 @@ class Record:
     """When it was mounted, seconds since 1970."""
     keeper: int = 0
     """The process that unmounts when this one dies; 0: there is none."""
+    pid_namespace: int = 0
+    """Inode number of the pid namespace in which these numbers are meant; 0 if not known."""
 
     @classmethod
     def of_this_process(
@@ -74,12 +93,18 @@ class Record:
             type=type,
             started=started,
             keeper=keeper,
+            pid_namespace=pid_namespace(),
         )
 
     @property
     def name(self) -> str:
         """What its files are called, without their endings."""
         return f"{self.pid}-{self.connection}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its processes are known here by the same numbers."""
+        return self.pid_namespace in {0, pid_namespace()}
 
 
 class State(enum.Enum):
@@ -139,12 +164,31 @@ def remove_record(listed: Listed) -> None:
     remove_if_empty(listed.directory)
 
 
+@contextmanager
+def open_recorded_process(listed: Listed) -> Iterator[RecordedProcess | None]:
+    """The process that answers for a mount, if it is of this pid namespace and the owner's own.
+
+    Yields:
+        None: it has ended, or must not be touched.
+
+    Raises:
+        OSError: there is no descriptor for it.
+    """
+    record = listed.record
+    if not record.is_local:
+        yield None
+        return
+    with open_process(record.pid, record.start_time, listed.uid) as process:
+        yield process
+
+
 def records(
     directories: Iterable[tuple[str, int]] | None = None, *, tidy: bool = True
 ) -> list[Listed]:
     """The mounts that the caller may see, oldest first.
 
-    Directories and files that are not safe to use are left out. Of several records that fit one
+    Directories and files that are not safe to use are left out, and records that are not to be
+    believed. Of several records that fit one
     mount, that of a process that runs holds, and the latest of those: the kernel gives numbers of
     mounts and devices away again at once, and another mount may have lain at the same place.
 
@@ -157,7 +201,10 @@ def records(
     for directory, uid in all_directories() if directories is None else directories:
         with suppress(OSError), open_directory(directory, uid) as fd:
             for record in _read_records(fd, uid):
-                listed = listed_as(record, directory, uid, mounted)
+                alive = is_alive(fd, record, uid)
+                if alive is None:
+                    continue
+                listed = listed_as(record, directory, uid, mounted, alive=alive)
                 if listed is not None:
                     found.append(listed)
                 elif tidy:
@@ -187,16 +234,40 @@ def _settled(wins: bool, item: Listed) -> Listed | None:
     return item._replace(state=State.DETACHED, mount=None) if alive else None
 
 
+def is_alive(fd: int, record: Record, uid: int) -> bool | None:
+    """Whether the process that answers for a mount runs.
+
+    Args:
+        fd: of the directory of the record.
+        record: what it says.
+        uid: whose directory it is.
+
+    Returns:
+        None if the record is not to be believed: it names somebody else's process or socket.
+    """
+    if not record.is_local:
+        try:
+            return is_served(fd, socket_name(record), uid)
+        except OSError:
+            return None
+    if process_start_time(record.pid) != record.start_time:
+        return False
+    owner = process_owner(record.pid)
+    if process_start_time(record.pid) != record.start_time:
+        return False  # ended meanwhile; the number may already be another's
+    return True if owner == uid else None
+
+
 def listed_as(
-    record: Record, directory: str, uid: int, mounted: Iterable[MountInfo]
+    record: Record, directory: str, uid: int, mounted: Iterable[MountInfo], *, alive: bool
 ) -> Listed | None:
     """What has become of a mount; None if both it and its server have gone.
 
     Args:
         record: read from ``directory``, which belongs to ``uid``.
         mounted: the mount table.
+        alive: what :func:`is_alive` said.
     """
-    alive = process_start_time(record.pid) == record.start_time
     own = [entry for entry in mounted if _is_mount_of(record, uid, entry)]
     own.sort(key=lambda entry: entry.mount_id == record.mount_id)
     if own:

@@ -15,7 +15,6 @@ import logging
 import os
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,12 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
-from penstock.control.directory import open_directory, remove_if_empty, runtime_directory
+from penstock.control.directory import (
+    open_directory,
+    peer_uid,
+    remove_if_empty,
+    runtime_directory,
+)
 from penstock.control.protocol import (
     INTERFACE,
     INTERFACE_TEXT,
@@ -52,7 +56,6 @@ _ACCEPT_PAUSE: Final = 1.0
 """Seconds without accepting after accept(2) has failed, as it does when descriptors run out."""
 _CLOSE_SECONDS: Final = 1.0
 """How long closing waits for answers that are still on their way out."""
-_UCRED: Final = struct.Struct("=iII")
 
 
 class _Peer:
@@ -272,8 +275,7 @@ class ControlServer:
 
 
 def _is_trusted(sock: socket.socket) -> bool:
-    _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return uid in {0, os.geteuid()}
+    return peer_uid(sock) in {0, os.geteuid()}
 
 
 def _get_info(_: dict[str, Any]) -> dict[str, Any]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import time
-from typing import Any
+from typing import Any, Final
 
 from penstock.cli.errors import ExitCode
-from penstock.cli.mounts import Stale, stale_mounts
-from penstock.cli.text import duration, json_text, print_table
+from penstock.cli.mounts import Stale, stale_mounts, user_name
+from penstock.cli.text import duration, json_text, print_table, printable
 from penstock.control import Listed, State, records
 
 __all__ = ["run"]
+
+_WIDEST: Final = 120
+"""Characters of a cell. Texts come from records, that is from any user; --json has all of them."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,9 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(json_text(rows))
     elif rows:
         now = time.time()
+        all_users = os.geteuid() == 0
+        headings = ["MOUNTPOINT", "SOURCE", "TYPE", "STATE", "PID", "AGE"]
         print_table(
-            ("MOUNTPOINT", "SOURCE", "TYPE", "STATE", "PID", "AGE"),
-            [_cells(row, now) for row in rows],
+            [*headings, "USER"] if all_users else headings,
+            [_cells(row, now, all_users=all_users) for row in rows],
         )
     return ExitCode.OK
 
@@ -51,12 +57,20 @@ def _described_unrecorded(stale: Stale) -> dict[str, Any]:
         "type": None,
         "started": None,
         "keeper": None,
+        "pid_namespace": None,
         "state": State.STALE.value,
         "uid": entry.user_id,
     }
 
 
-def _cells(row: dict[str, Any], now: float) -> list[str]:
+def _cells(row: dict[str, Any], now: float, *, all_users: bool) -> list[str]:
     age = "-" if row["started"] is None else duration(max(0.0, now - row["started"]))
-    words = [row["mountpoint"], row["source"], row["type"], row["state"], row["pid"]]
-    return [*("-" if word is None else str(word) for word in words), age]
+    words = [row["mountpoint"], row["source"], row["type"], row["state"], row["pid"], age]
+    if all_users:
+        words.append(None if row["uid"] is None else user_name(row["uid"]))
+    return ["-" if word is None else _cut(str(word)) for word in words]
+
+
+def _cut(text: str) -> str:
+    shown = printable(text[: _WIDEST + 1])
+    return shown if len(shown) <= _WIDEST else f"{shown[: _WIDEST - 1]}…"

@@ -17,6 +17,24 @@ __all__ = ["run"]
 
 _SECONDS: Final = 1.0
 
+_SHAPE: Final[dict[str, Any]] = {
+    "source": str,
+    "type": str,
+    "mountpoint": str,
+    "pid": int,
+    "servers": [{"pid": int, "answers": bool}],
+    "mounted_by": str,
+    "uptime_seconds": float,
+    "datapath": str,
+    "datapath_reasons": {None: str},
+    "reads": {None: {"reads": int, "bytes": int}},
+    "requests": {None: {"count": int, "errors": int, "microseconds": float}},
+    "protocol": {"minor": int},
+    "sandbox": {"layers": {None: {"in_force": bool, "detail": str}}},
+    "memory": {"resident": int},
+}
+"""What is shown of an answer; None stands for any name. An answer may hold more."""
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the statistics of one mount."""
@@ -46,9 +64,26 @@ def _ask(path: str) -> dict[str, Any]:
     except (OSError, ControlError, ProtocolError) as error:
         raise Failure(f"{path}: its server cannot be asked: {explain(error)}") from error
     statistics = answer.get("statistics")
-    if not isinstance(statistics, dict):
+    if not isinstance(statistics, dict) or not _fits(statistics, _SHAPE):
         raise Failure(f"{path}: its server answered no statistics")
     return statistics
+
+
+def _fits(value: object, shape: Any) -> bool:
+    """Whether what a server, that is perhaps another user's, has answered is of a shape."""
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(item, shape[0]) for item in value)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return False
+        if None in shape:
+            return all(_fits(item, shape[None]) for item in value.values())
+        return all(name in value and _fits(value[name], item) for name, item in shape.items())
+    if shape in {str, bool}:
+        return isinstance(value, shape)
+    if isinstance(value, bool) or not isinstance(value, (int, shape)):
+        return False
+    return 0 <= value < 1 << 63  # no NaN either
 
 
 def _processes(statistics: dict[str, Any]) -> list[tuple[str, str]]:
@@ -60,8 +95,9 @@ def _processes(statistics: dict[str, Any]) -> list[tuple[str, str]]:
     silent = [str(server["pid"]) for server in servers if not server["answers"]]
     if silent:
         rows.append(("", f"does not answer: {', '.join(silent)}"))
-    if "broker" in statistics["memory"]:
-        memory = size(statistics["memory"]["broker"])
+    broker = statistics["memory"].get("broker")
+    if _fits(broker, int):
+        memory = size(broker)
         rows.append(("broker", f"process {statistics['pid']}, {memory}"))
     return rows
 
@@ -92,9 +128,10 @@ def _show(statistics: dict[str, Any]) -> None:
         *((f"  not {name}", reason) for name, reason in statistics["datapath_reasons"].items()),
         ("protocol", f"7.{statistics['protocol']['minor']}"),
     ]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {printable(str(value))}")
+    shown = [(printable(name), printable(str(value))) for name, value in rows]
+    width = max(len(name) for name, _ in shown)
+    for name, text in shown:
+        print(f"{name:<{width}}  {text}")
     requests = statistics["requests"]
     if not requests:
         return

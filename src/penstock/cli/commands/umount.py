@@ -6,7 +6,7 @@ UMOUNT_NOFOLLOW, so a server that does not answer cannot hold this up.
 
 ``--abort`` asks whoever answers for the mount to end it. If that gets no answer, the connection is
 ended through fusectl where the caller may, and the process is killed: with its descriptors the
-connection ends in any case.
+connection ends in any case. No process is signalled but one of the mount's owner.
 """
 
 from __future__ import annotations
@@ -27,18 +27,12 @@ from penstock.control import (
     ControlError,
     Listed,
     ProtocolError,
-    Record,
     State,
+    open_recorded_process,
     remove_record,
 )
 from penstock.sys.mountinfo import MountInfo
-from penstock.sys.process import (
-    kill_process,
-    process_name,
-    process_start_time,
-    process_state,
-    wait_process_exit,
-)
+from penstock.sys.process import process_name
 from penstock.sys.unmount import abort_connection, detach, find_fuse_mount, unmount
 
 __all__ = ["run"]
@@ -76,18 +70,20 @@ def _unmount(path: str, entry: MountInfo, listed: Listed | None, *, lazy: bool) 
 
 def _wait(path: str, listed: Listed, *, lazy: bool) -> None:
     """Wait for the end of the server; a lazily detached one may live on while it is in use."""
-    record = listed.record
-    # One that was stopped cannot end. Its mount is gone, so nothing is lost by letting it run.
-    if _is_stopped(record):
-        with contextlib.suppress(OSError):
-            os.kill(record.pid, signal.SIGCONT)
     seconds = _LAZY_SECONDS if lazy else _EXIT_SECONDS
-    if not wait_process_exit(record.pid, record.start_time, seconds) and not lazy:
-        raise Failure(
-            f"{path}: unmounted, but its server (process {record.pid}) still runs after "
-            f"{seconds:.0f} s",
-            ExitCode.SYSTEM,
-        )
+    with open_recorded_process(listed) as process:
+        if process is None:
+            return
+        # One that was stopped cannot end. Its mount is gone, so nothing is lost by letting it run.
+        if process.is_stopped:
+            with contextlib.suppress(OSError):
+                process.send(signal.SIGCONT)
+        if not process.wait(seconds) and not lazy:
+            raise Failure(
+                f"{path}: unmounted, but its server (process {listed.record.pid}) still runs after "
+                f"{seconds:.0f} s",
+                ExitCode.SYSTEM,
+            )
 
 
 def _abort(path: str, entry: MountInfo, listed: Listed | None) -> None:
@@ -98,8 +94,9 @@ def _abort(path: str, entry: MountInfo, listed: Listed | None) -> None:
     except OSError as error:
         raise Failure(f"{path}: {explain(error)}", ExitCode.MOUNT) from error
     if listed is not None:
-        ended = _end_process(listed.record) or ended
-        _forget(listed)
+        ended = _end_process(listed) or ended
+        if listed.record.is_local or listed.state is State.STALE:
+            _forget(listed)
     if find_fuse_mount(entry.mount_id, entry.minor) is not None:
         raise Failure(f"{path}: is covered by another mount, and was left", ExitCode.MOUNT)
     if not ended:
@@ -111,7 +108,7 @@ def _abort(path: str, entry: MountInfo, listed: Listed | None) -> None:
 
 def _asked_to_end(listed: Listed) -> bool:
     """Whether the process that answers for a mount has agreed to end it."""
-    if listed.state is State.STALE or _is_stopped(listed.record):
+    if listed.state is State.STALE or _is_stopped(listed):
         return False
     try:
         ControlClient(listed).call(ABORT, timeout=_ABORT_SECONDS)
@@ -120,19 +117,26 @@ def _asked_to_end(listed: Listed) -> bool:
     return True
 
 
-def _end_process(record: Record) -> bool:
-    """Wait for the end of a process whose mount has gone, and kill it if that takes long."""
-    patience = 0.0 if _is_stopped(record) else _ABORT_SECONDS
-    with contextlib.suppress(OSError):
-        if wait_process_exit(record.pid, record.start_time, patience):
+def _end_process(listed: Listed) -> bool:
+    """Wait for the end of a process whose mount has gone, and kill it if that takes long.
+
+    Returns:
+        False if it still runs, or is of another pid namespace, from where it cannot be told.
+    """
+    with contextlib.suppress(OSError), open_recorded_process(listed) as process:
+        if process is None:
+            return listed.record.is_local
+        if process.wait(0.0 if process.is_stopped else _ABORT_SECONDS):
             return True
-        kill_process(record.pid, record.start_time)
-        return wait_process_exit(record.pid, record.start_time, _ABORT_SECONDS)
+        process.send(signal.SIGKILL)
+        return process.wait(_ABORT_SECONDS)
     return False
 
 
-def _is_stopped(record: Record) -> bool:
-    return process_state(record.pid) == "T" and process_start_time(record.pid) == record.start_time
+def _is_stopped(listed: Listed) -> bool:
+    with contextlib.suppress(OSError), open_recorded_process(listed) as process:
+        return process is not None and process.is_stopped
+    return False
 
 
 def _forget(listed: Listed) -> None:
