@@ -26,7 +26,8 @@ from penstock.abi.fuse import (
 from penstock.datapath import ReadPaths
 from penstock.fs import ENDLESS, ROOT
 from penstock.servers import UnknownImage, open_server
-from penstock.servers.ext4 import Ext4Server, parse_options
+from penstock.servers.ext4 import parse_options
+from penstock.servers.ext4.server import Ext4Server
 from penstock.transport import MemoryTransport
 from penstock.wire import decode_direntplus, decode_reply, encode_request, requests
 from tests.support.images import cached_image, debugfs

@@ -7,14 +7,18 @@ import os
 import re
 import stat
 import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from penstock.cli.commands.install_system import changeable
+from penstock.cli import trust
+from penstock.cli.errors import Failure
 from penstock.cli.installed import MARK
 from penstock.cli.manual import PAGES, page
-from tests.support.commands import good, penstock, refused
+from penstock.cli.trust import changeable, changeable_installation
+from tests.support.commands import COMMAND, good, penstock, refused, shell
 from tests.support.ordinary import OrdinaryUser
 
 UNITS = "usr/local/lib/systemd/system"
@@ -65,6 +69,69 @@ def test_the_helper_runs(tmp_path: Path) -> None:
         assert done.stdout.startswith("mount.penstock ")
 
 
+def test_everybody_can_read_it_whatever_the_umask(tmp_path: Path) -> None:
+    root = tmp_path / "made" / "too"
+    assert shell('umask 077; exec "$@"', "install-system", "--root", root).returncode == 0
+    for path in (tmp_path / "made").rglob("*"):
+        wanted = 0o755 if path.is_dir() or path.name.startswith("mount.penst") else 0o644
+        if path.suffix == ".8":
+            wanted = 0o644
+        assert path.is_symlink() or stat.S_IMODE(path.stat().st_mode) == wanted, path
+
+
+def test_all_is_done_before_anything_is_said(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [*COMMAND, "install-system", "--root", str(tmp_path)]
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, check=False)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, b"")
+    assert files(tmp_path) == EXPECTED
+
+
+def test_links_do_not_lead_out(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    outside.mkdir()
+    (root / "sbin").symlink_to(outside)
+    (root / "usr").symlink_to("../../outside")
+    install(root)
+    assert list(outside.iterdir()) == []
+    assert (root / str(outside).lstrip("/") / "mount.penstock").exists()
+    assert (root / "outside/local/share/man/man1/penstock.1").exists()
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "sbin").symlink_to("sbin")
+    code, said = refused("install-system", "--root", tmp_path)
+    assert (code, said) == (2, f"{tmp_path}/sbin/mount.penstock: too many symbolic links")
+
+
+def test_directories_of_others_are_refused(tmp_path: Path) -> None:
+    place = tmp_path / "usr/local/lib"
+    place.mkdir(parents=True)
+    place.chmod(0o777)
+    said = "is writable for others, so that others could change what is put there"
+    assert refused("install-system", "--root", tmp_path) == (
+        2, f"{place} {said} (--force does it all the same)",
+    )  # fmt: skip
+    assert files(tmp_path) == set()
+    install(tmp_path, "--force")
+    assert files(tmp_path) == EXPECTED
+
+
+def test_no_format_is_imported() -> None:
+    """Reading the tables of words has nobody told that checksums will be slow."""
+    script = """
+import sys
+from penstock.cli.installed import Places, items
+list(items(Places(), "/python", ["x"]))
+assert "penstock.servers.ext4.options" in sys.modules
+sys.exit("penstock.formats.crc" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
 def test_nothing_changes_the_second_time(tmp_path: Path) -> None:
     first = install(tmp_path)
     times = {name: (tmp_path / name).lstat().st_mtime_ns for name in EXPECTED}
@@ -111,8 +178,11 @@ def test_what_is_not_ours_is_not_removed(tmp_path: Path) -> None:
 
 def test_remove(tmp_path: Path) -> None:
     install(tmp_path)
+    (tmp_path / "usr/local/lib/tmpfiles.d/other.conf").touch()
     assert {done for done, _ in install(tmp_path, "--remove")} == {"removed"}
-    assert files(tmp_path) == set()
+    assert files(tmp_path) == {"usr/local/lib/tmpfiles.d/other.conf"}
+    assert not (tmp_path / "usr/local/lib/systemd").exists()
+    assert (tmp_path / "sbin").is_dir()
     assert install(tmp_path, "--remove") == []
 
 
@@ -157,6 +227,10 @@ def test_aliases_are_more_sockets(tmp_path: Path) -> None:
         ["--alias=-x"],
         ["--units=relative"],
         ["--python=python3"],
+        ["--python=/x\nExecStartPre=/evil"],
+        ["--python=/x\t/python"],
+        ["--python=/$x/python"],
+        ["--python=/\udcff/python"],
     ],
 )
 def test_wrong_words(tmp_path: Path, words: list[str]) -> None:
@@ -178,6 +252,84 @@ def test_root_runs_nothing_that_others_can_write(session_place: Path) -> None:
     assert changeable(str(place)) == f"{place} belongs to uid 12345"
     assert changeable(f"{place}/none") == f"{place}/none: no such file or directory"
     assert changeable("/usr/bin") is None
+
+
+@pytest.fixture
+def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A virtual environment that has penstock; /tmp is taken for root's alone."""
+
+    def lenient(info: os.stat_result, users: Iterable[int] = (0,)) -> str | None:
+        return None if info.st_mode & stat.S_ISVTX else real(info, users)
+
+    real = trust.fault
+    monkeypatch.setattr(trust, "fault", lenient)
+    place = tmp_path / "environment"
+    python = Path(os.path.realpath(sys.executable))
+    subprocess.run([python, "-m", "venv", "--without-pip", place], check=True)
+    (packages,) = place.glob("lib/python3*/site-packages")
+    for name in ("penstock", "crc32c"):
+        (packages / name).mkdir()
+        (packages / name / "__init__.py").touch()
+    (packages / "penstock" / "inner").mkdir()
+    return place
+
+
+@pytest.mark.requires("root")
+def test_all_of_an_installation_is_looked_at(installation: Path, tmp_path: Path) -> None:
+    python = str(installation / "bin" / "python")
+    (packages,) = installation.glob("lib/python3*/site-packages")
+    if (found := changeable_installation(python)) is not None:
+        pytest.skip(f"this interpreter itself: {found}")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link = packages / "penstock" / "linked.py"
+    link.symlink_to(elsewhere / "file.py")
+    (elsewhere / "file.py").touch()
+    (packages / "more.pth").write_text(f"# a word\nimport os\n{tmp_path}/named\n")
+    (tmp_path / "named").mkdir()
+    for place in (
+        packages / "penstock" / "inner",
+        packages / "penstock" / "__init__.py",
+        packages / "crc32c" / "__init__.py",
+        packages / "more.pth",
+        installation / "pyvenv.cfg",
+        installation / "bin",
+        elsewhere,
+        elsewhere / "file.py",
+        tmp_path / "named",
+    ):
+        assert changeable_installation(python) is None
+        mode = place.stat().st_mode
+        place.chmod(mode | 0o020)
+        assert changeable_installation(python) == f"{place} is writable for others"
+        place.chmod(mode)
+        os.chown(place, 12345, 0)
+        assert changeable_installation(python) == f"{place} belongs to uid 12345"
+        os.chown(place, 0, 0)
+    (tmp_path / "named").rmdir()
+    tmp_path.chmod(0o777)
+    assert changeable_installation(python) == f"{tmp_path} is writable for others"
+
+
+@pytest.mark.requires("root")
+def test_an_interpreter_is_looked_at_before_it_is_run(installation: Path, tmp_path: Path) -> None:
+    (packages,) = installation.glob("lib/python3*/site-packages")
+    (packages / "run.pth").write_text(f"import os; os.mkdir('{tmp_path}/was-run')\n")
+    (packages / "run.pth").chmod(0o666)
+    assert changeable_installation(str(installation / "bin/python")) is not None
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.requires("root")
+def test_an_interpreter_without_penstock(installation: Path) -> None:
+    (packages,) = installation.glob("lib/python3*/site-packages")
+    (packages / "penstock").rename(packages / "other")
+    python = str(installation / "bin/python")
+    if changeable(os.path.realpath(python)) is None:
+        with pytest.raises(Failure, match=r"bin/python: has no penstock$"):
+            changeable_installation(python)
+    with pytest.raises(Failure, match=r"does not answer as Python 3 does$"):
+        changeable_installation("/bin/false")
 
 
 @pytest.mark.requires("ordinary-user")

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from penstock.cli.manual import PAGES, page
 
-__all__ = ["MARK", "SERVICE_NAME", "SOCKETS", "Item", "Places", "items"]
+__all__ = ["DIRECTORIES", "MARK", "SERVICE_NAME", "SOCKETS", "Item", "Places", "items"]
 
 MARK: Final = "Installed by: penstock install-system"
 SOCKETS: Final = "/run/filesystems"
@@ -30,6 +31,12 @@ _HELPER: Final = "mount.penstock"
 _LINK: Final = "mount.fuse.penstock"
 _UNITS: Final = ("penstock-ext4.socket", "penstock-ext4@.service", "penstock@.service")
 _TMPFILES: Final = "penstock.conf"
+DIRECTORIES: Final = (
+    "/usr/local/lib/systemd/system", "/usr/local/lib/systemd", "/usr/local/lib/tmpfiles.d",
+)  # fmt: skip
+"""Directories that a system without local units does not have; removed again if they are empty."""
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_./+@:,=-]+")
+"""Words of systemd.service(5) that need no quotes."""
 _LIBRARIES: Final = ("lib", "lib64")
 
 
@@ -106,6 +113,6 @@ def _exec_paths(python: str) -> list[str]:
 
 
 def _quoted(path: str) -> str:
-    """A path as a word of systemd.service(5)."""
+    """A path as a word of systemd.service(5). There is no line break in it, and no ``$``."""
     escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{escaped}"' if escaped != path or " " in path else path
+    return path if _PLAIN.fullmatch(path) else f'"{escaped}"'

@@ -57,7 +57,7 @@ from penstock.contain.streams import describe, serve_stream
 from penstock.datapath import ReadPaths
 from penstock.fs import Connection
 from penstock.servers import Server, open_server
-from penstock.servers.ext4 import open_ext4
+from penstock.servers.ext4.server import open_ext4
 from penstock.session import Session
 from penstock.sys.capabilities import set_name
 from penstock.transport import DevFuse, Prepared

@@ -46,7 +46,7 @@ from penstock.contain.service_protocol import Hello, Kind, ProtocolError
 from penstock.datapath import ReadPaths
 from penstock.formats.source import device_size
 from penstock.servers import open_server
-from penstock.servers.ext4 import open_ext4
+from penstock.servers.ext4.server import open_ext4
 from penstock.session import Limits, Session
 from penstock.sys.files import large_pipe
 from penstock.transport import DevFuse, Prepared

@@ -62,7 +62,8 @@ def open_server(
     """
     if type is not None and type not in _ALIASES:
         raise ValueError(f"-t {type}: not one of {', '.join(_ALIASES)}")
-    from penstock.servers.ext4 import open_ext4, parse_options  # noqa: PLC0415
+    from penstock.servers.ext4.options import parse_options  # noqa: PLC0415
+    from penstock.servers.ext4.server import open_ext4  # noqa: PLC0415
 
     parsed = parse_options(options)
     total = device_size(fd) if size is None else size

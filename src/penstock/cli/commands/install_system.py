@@ -9,21 +9,21 @@ is looked at before anything is written, so that a file that is not ours stops e
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import stat
 import sys
-import sysconfig
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from typing import Final
 
-from penstock.cli.errors import ExitCode, Failure, explain
-from penstock.cli.installed import MARK, SERVICE_NAME, Item, Places, items
+from penstock.cli.errors import ExitCode, Failure
+from penstock.cli.installed import DIRECTORIES, MARK, SERVICE_NAME, Item, Places, items
 from penstock.cli.logs import warn
+from penstock.cli.placing import Found, Tree
+from penstock.cli.text import printable
+from penstock.cli.trust import changeable_installation
 
-__all__ = ["changeable", "run"]
+__all__ = ["run"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _HEAD: Final = 1024
@@ -40,25 +40,38 @@ _NEXT: Final = (
 def run(arguments: argparse.Namespace) -> int:
     """Install, or remove, and print what was done."""
     root = os.path.abspath(arguments.root) if arguments.root else ""
-    python = arguments.python or sys.executable
-    if not os.path.isabs(python):
-        raise Failure(f"--python {python}: is no absolute path", ExitCode.USAGE)
-    wanted = [
-        item._replace(path=root + item.path)
-        for item in items(_places(arguments), python, _names(arguments.alias))
-    ]
-    if arguments.remove:
-        _remove(wanted, dry=arguments.dry_run)
-        return ExitCode.OK
-    if not root and not arguments.dry_run and os.geteuid() != 0:
-        raise Failure("only root can install into the system (or say --root DIR)", ExitCode.USAGE)
-    if not root and not arguments.force:
-        _check_trust(python)
-    if not root and python.startswith(tuple(f"{place}/" for place in _HIDDEN)):
-        warn(f"{python}: is hidden from {SERVICE_NAME}@.service, which will not start")
-    if _install(wanted, dry=arguments.dry_run) and not root and not arguments.dry_run:
-        print("\n".join(_NEXT))
+    root = "" if root == "/" else root
+    python = _python(arguments.python or sys.executable)
+    wanted = list(items(_places(arguments), python, _names(arguments.alias)))
+    tree = Tree(root, force=arguments.force)
+    done: list[str] = []
+    try:
+        if arguments.remove:
+            _remove(tree, wanted, done, dry=arguments.dry_run)
+            return ExitCode.OK
+        if not root and not arguments.dry_run and os.geteuid() != 0:
+            text = "only root can install into the system (or say --root DIR)"
+            raise Failure(text, ExitCode.USAGE)
+        if not root and not arguments.force:
+            _check_trust(python)
+        if not root and python.startswith(tuple(f"{place}/" for place in _HIDDEN)):
+            warn(f"{python}: is hidden from {SERVICE_NAME}@.service, which will not start")
+        changed = _install(tree, wanted, done, dry=arguments.dry_run)
+        if changed and not root and not arguments.dry_run:
+            done += _NEXT
+    finally:
+        # Not before: who reads only some lines of this must not end it half-way.
+        for line in done:
+            print(printable(line))
     return ExitCode.OK
+
+
+def _python(path: str) -> str:
+    if not os.path.isabs(path):
+        raise Failure(f"--python {path}: is no absolute path", ExitCode.USAGE)
+    if not path.isprintable() or "$" in path:
+        raise Failure(f"--python {path}: cannot be named in a unit", ExitCode.USAGE)
+    return path
 
 
 def _places(arguments: argparse.Namespace) -> Places:
@@ -79,90 +92,54 @@ def _names(aliases: str | None) -> list[str]:
     return names
 
 
-def _install(wanted: list[Item], *, dry: bool) -> bool:
+def _install(tree: Tree, wanted: Sequence[Item], done: list[str], *, dry: bool) -> bool:
     """Put everything in place; whether anything changed."""
-    there = {item.path: _there(item) for item in wanted}
-    for path, content in there.items():
-        if content is not None and not _ours(content, path):
-            raise Failure(f"{path}: is not penstock's; move it away first")
+    there = {item.path: tree.find(item.path) for item in wanted}
+    for path, found in there.items():
+        if found is not None and not _ours(path, found):
+            raise Failure(f"{tree.shown(path)}: is not penstock's; move it away first")
     changed = False
     for item in wanted:
-        same = there[item.path] == item.content and _mode_is(item)
+        found = there[item.path]
+        same = found is not None and _same(item, found)
         changed |= not same
         if not same and not dry:
-            _write(item)
-        word = "replaced" if there[item.path] is not None else "installed"
-        print(f"unchanged {item.path}" if same else f"{_would(dry)}{word} {item.path}")
+            tree.put(item)
+        word = "replaced" if found is not None else "installed"
+        done.append(f"{'unchanged' if same else _would(dry) + word} {tree.shown(item.path)}")
     return changed
 
 
-def _remove(wanted: Iterable[Item], *, dry: bool) -> None:
+def _remove(tree: Tree, wanted: Sequence[Item], done: list[str], *, dry: bool) -> None:
     """Remove what is ours; what is somebody else's stays, with a word."""
     for item in wanted:
-        content = _there(item)
-        if content is None:
+        found = tree.find(item.path)
+        if found is None:
             continue
-        if not _ours(content, item.path):
-            warn(f"{item.path}: is not penstock's, and stays")
+        if not _ours(item.path, found):
+            warn(f"{tree.shown(item.path)}: is not penstock's, and stays")
             continue
         if not dry:
-            os.unlink(item.path)
-        print(f"{_would(dry)}removed {item.path}")
+            tree.remove(item.path)
+        done.append(f"{_would(dry)}removed {tree.shown(item.path)}")
+    if not dry:
+        empty = filter(tree.remove_directory, DIRECTORIES)
+        done += [f"removed {tree.shown(directory)}" for directory in empty]
 
 
 def _would(dry: bool) -> str:
     return "would be " if dry else ""
 
 
-def _there(item: Item) -> str | None:
-    """What is at an item's path: a file's text, a link's target, None for nothing."""
-    try:
-        mode = os.lstat(item.path).st_mode
-        if stat.S_ISLNK(mode):
-            return os.readlink(item.path)
-        if stat.S_ISREG(mode):
-            with open(item.path, encoding="utf-8", errors="replace") as file:
-                return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return ""
+def _ours(path: str, found: Found) -> bool:
+    if stat.S_ISLNK(found.mode):
+        return os.path.basename(path).startswith("mount.") and found.content == "mount.penstock"
+    return MARK in found.content[:_HEAD]
 
 
-def _ours(content: str, path: str) -> bool:
-    if os.path.islink(path):
-        return os.path.basename(path).startswith("mount.") and content == "mount.penstock"
-    return MARK in content[:_HEAD]
-
-
-def _mode_is(item: Item) -> bool:
-    mode = os.lstat(item.path).st_mode
-    return stat.S_ISLNK(mode) if item.link else mode == stat.S_IFREG | item.mode
-
-
-def _write(item: Item) -> None:
-    """Make a file or link under another name, then put it in place, so that nobody sees half."""
-    directory, name = os.path.split(item.path)
-    os.makedirs(directory, 0o755, exist_ok=True)
-    with _temporary(directory, name) as path:
-        if item.link:
-            os.unlink(path)
-            os.symlink(item.content, path)
-        else:
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(item.content)
-                os.fchmod(file.fileno(), item.mode)
-        os.rename(path, item.path)
-
-
-@contextlib.contextmanager
-def _temporary(directory: str, name: str) -> Iterator[str]:
-    fd, path = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
-    os.close(fd)
-    try:
-        yield path
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+def _same(item: Item, found: Found) -> bool:
+    mode = stat.S_ISLNK(found.mode) if item.link else found.mode == stat.S_IFREG | item.mode
+    return mode and found.content == item.content
 
 
 def _check_trust(python: str) -> None:
@@ -170,32 +147,11 @@ def _check_trust(python: str) -> None:
     they wrote there.
 
     Raises:
-        Failure: one of its directories belongs to somebody else, or others may write there.
+        Failure: a part of it belongs to somebody else, or others may write there.
     """
-    import penstock
-
-    places = {python, os.path.realpath(python), sysconfig.get_path("purelib")}
-    places.add(os.path.realpath(os.path.dirname(penstock.__file__)))
-    for place in sorted(places):
-        culprit = changeable(place)
-        if culprit is not None:
-            raise Failure(
-                f"{culprit}, so that others could change what root runs: install penstock where "
-                "root alone can write (python3 -m venv /opt/penstock), or say --force"
-            )
-
-
-def changeable(path: str) -> str | None:
-    """Which part of a path others than root can change, and why; None if none."""
-    while True:
-        try:
-            info = os.stat(path)
-        except OSError as error:
-            return f"{path}: {explain(error)}"
-        if info.st_uid != 0:
-            return f"{path} belongs to uid {info.st_uid}"
-        if info.st_mode & 0o022:
-            return f"{path} is writable for others"
-        if path == "/":
-            return None
-        path = os.path.dirname(path)
+    culprit = changeable_installation(python)
+    if culprit is not None:
+        raise Failure(
+            f"{culprit}, so that others could change what root runs: install penstock where "
+            "root alone can write (python3 -m venv /opt/penstock), or say --force"
+        )

@@ -2,10 +2,9 @@
 """ext2, ext3 and ext4 images, read-only.
 
 ``server.py`` has the operations, ``describe.py`` what ``info`` shows, ``options.py`` the ``-o``
-words. The format itself is :mod:`penstock.formats.ext4`.
+words, for whom no format is imported. The format itself is :mod:`penstock.formats.ext4`.
 """
 
 from penstock.servers.ext4.options import Ext4Options, parse_options
-from penstock.servers.ext4.server import Ext4Server, open_ext4
 
-__all__ = ["Ext4Options", "Ext4Server", "open_ext4", "parse_options"]
+__all__ = ["Ext4Options", "parse_options"]
