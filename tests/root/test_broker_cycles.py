@@ -35,8 +35,8 @@ SAID = {
     "penstock: IMAGE on DIR: the server was killed (SIGKILL)",
     "penstock: IMAGE: the server was killed (SIGKILL)",
     "penstock: the keeper (process N) cannot be told anything: [Errno 32] Broken pipe",
-    "penstock: the server died at start by signal 9",
-    "penstock: the server died at start by signal 15",
+    "penstock: the broker died at start by signal 9",
+    "penstock: the broker died at start by signal 15",
 }
 ERRORS = {"ENOENT", "ENOTCONN", "ECONNABORTED", "EIO"}
 """What readers may get: nothing is mounted, and three ways to learn that nobody answers any more.

@@ -81,9 +81,16 @@ def fail(error: BaseException) -> Callable[[Ready], int]:
         (fail(Failure("no\udcff", ExitCode.MOUNT)), "no\udcff", 32),
         (fail(Failure("wrong", ExitCode.USAGE)), "wrong", 1),
         (fail(RuntimeError("odd")), "RuntimeError: odd", 2),
+        (fail(RuntimeError("can't start new thread")), "out of memory or threads", 2),
+        (fail(MemoryError()), "out of memory", 2),
         (fail(OSError(5, "five", "/x")), "/x: five", 2),
+        (fail(OSError(24, "Too many open files")), "too many open files (ulimit -n)", 2),
         (fail(SystemExit(3)), "SystemExit: 3", 2),
-        (lambda _: os.kill(os.getpid(), signal.SIGKILL), "died at start by signal 9", 32),
+        (
+            lambda _: os.kill(os.getpid(), signal.SIGKILL),
+            "the broker died at start by signal 9",
+            32,
+        ),
         (lambda _: os._exit(7), "died at start with exit code 7", 32),
         (lambda _: 0, "died at start with exit code 0", 32),
     ],
@@ -95,6 +102,20 @@ def test_failures_reach_the_parent(work: Callable[[Ready], int], message: str, c
     assert caught.value.code == code
     with pytest.raises(ChildProcessError):
         os.wait()
+
+
+def test_a_child_that_cannot_list_its_descriptors(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As without /proc: one word of it, from the parent."""
+
+    def listed(path: str) -> list[str]:
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    monkeypatch.setattr(os, "listdir", listed)
+    with pytest.raises(Failure, match=r"^/proc/self/fd: no such file or directory$"):
+        run_detached(lambda _: 0)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_interrupted_child() -> None:

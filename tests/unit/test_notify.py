@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 from pathlib import Path
@@ -52,6 +51,9 @@ def test_a_manager_that_cannot_be_reached_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError) as caught:
         notify("READY=1")
-    assert os.environ["NOTIFY_SOCKET"]
+    assert caught.value.filename == f"NOTIFY_SOCKET {tmp_path}/nobody"
+    monkeypatch.setenv("NOTIFY_SOCKET", "/x" * 200)
+    with pytest.raises(OSError, match="File name too long: 'NOTIFY_SOCKET /x"):
+        notify("READY=1")

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from penstock.cli.errors import ExitCode, Failure, explain, where
+from penstock.cli.errors import ExitCode, Failure, explain, lack, where
 
 __all__ = ["run_detached"]
 
@@ -62,13 +62,13 @@ def run_detached(work: Callable[[Callable[[], None]], int]) -> int:
     if status == ExitCode.INTERRUPTED:
         raise KeyboardInterrupt
     how = f"by signal {-status}" if status < 0 else f"with exit code {status}"
-    raise Failure(f"the server died at start {how}", ExitCode.MOUNT)
+    raise Failure(f"the broker died at start {how}", ExitCode.MOUNT)
 
 
 def _child(work: Callable[[Callable[[], None]], int], pipe: int) -> NoReturn:
-    inherited = _open_descriptors() - {0, 1, 2, pipe}
     code = int(ExitCode.SYSTEM)
     try:
+        inherited = _open_descriptors() - {0, 1, 2, pipe}
         os.setsid()
         code = work(lambda: _become_daemon(pipe, inherited))
     except Failure as failure:
@@ -78,7 +78,7 @@ def _child(work: Callable[[Callable[[], None]], int], pipe: int) -> NoReturn:
         code = ExitCode.INTERRUPTED
     except BaseException as error:  # noqa: BLE001  whatever it is, the parent must learn of it
         kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-        _say(pipe, code, f"{where(error)}{kind}{explain(error)}")
+        _say(pipe, code, lack(error) or f"{where(error)}{kind}{explain(error)}")
     finally:
         # Not sys.exit: what the parent registered to run at its exit is not the child's to run.
         os._exit(code)

@@ -9,7 +9,7 @@ from typing import Self
 
 from penstock.sys.reasons import explain
 
-__all__ = ["ExitCode", "Failure", "explain", "where"]
+__all__ = ["ExitCode", "Failure", "explain", "lack", "where"]
 
 
 class ExitCode(enum.IntEnum):
@@ -53,3 +53,12 @@ def where(error: BaseException) -> str:
     """The path that an exception names, as the beginning of a line; empty if it names none."""
     filename = getattr(error, "filename", None)
     return "" if filename is None else f"{os.fsdecode(filename)}: "
+
+
+def lack(error: BaseException) -> str | None:
+    """Which limit of memory or threads was met, if that is what an exception says."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "out of memory or threads (ulimit -v, ulimit -u): cannot start another thread"
+    return None

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from penstock.cli.errors import ExitCode, Failure, explain, where
+from penstock.cli.errors import ExitCode, Failure, explain, lack, where
 from penstock.cli.streams import discard, say
 
 __all__ = ["guarded"]
@@ -29,9 +29,10 @@ def guarded(work: Callable[[], int]) -> int:
         return _fail("nested too deeply", ExitCode.SYSTEM)
     except (OSError, ValueError) as error:
         return _fail(where(error) + explain(error), ExitCode.SYSTEM)
-    except MemoryError:
-        return _fail("out of memory", ExitCode.SYSTEM)
     except Exception as error:
+        lacking = lack(error)
+        if lacking is not None:
+            return _fail(lacking, ExitCode.SYSTEM)
         if os.environ.get("PENSTOCK_TRACEBACK"):
             raise
         what = f"internal error: {type(error).__name__}: {error}"

@@ -8,6 +8,7 @@ delivered is an error; where nobody asked, nothing happens.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import Final
@@ -30,14 +31,18 @@ def notify(*lines: str) -> bool:
         False if no manager waits for messages.
 
     Raises:
-        OSError: there is one, and it cannot be reached.
+        OSError: there is one, and it cannot be reached; its filename says which.
     """
     path = os.environ.get(_VARIABLE)
     if not path:
         return False
     message = "\n".join(_one_line(line)[:_MAX_LINE] for line in lines)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.sendto(os.fsencode(message), _address(path))
+        try:
+            sender.sendto(os.fsencode(message), _address(path))
+        except OSError as error:  # a path that is too long has no number
+            code = error.errno or errno.ENAMETOOLONG
+            raise OSError(code, os.strerror(code), f"{_VARIABLE} {path}") from error
     return True
 
 

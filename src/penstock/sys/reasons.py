@@ -15,6 +15,7 @@ _WORDS: Final = {
     errno.EPERM: "not permitted",
     errno.ENOTDIR: "not a directory",
     errno.EISDIR: "is a directory",
+    errno.EMFILE: "too many open files (ulimit -n)",
     errno.ELOOP: "too many symbolic links",
     errno.ENOMEDIUM: "no medium in the drive",
     126: "encrypted, and the key is not there",  # ENOKEY
