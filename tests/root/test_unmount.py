@@ -11,10 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from penstock.sys import devfuse
+from penstock.sys import devfuse, mountinfo
 from penstock.sys.mountinfo import MountInfo, find_mount
 from penstock.sys.process import kill_process, process_start_time
-from penstock.sys.unmount import abort_connection, detach, find_fuse_mount, unmount
+from penstock.sys.unmount import (
+    abort_connection,
+    detach,
+    find_fuse_mount,
+    take_away,
+    unmount,
+)
 from penstock.testing import MemoryFilesystem
 from tests.support.commands import wait_for
 from tests.support.images import run
@@ -86,7 +92,7 @@ def test_detach_is_exact(served: Served) -> None:
     entry = the_mount(served.path)
     assert not detach(entry.mount_id + 1, entry.minor, entry.mountpoint)
     assert not detach(entry.mount_id, entry.minor + 1, entry.mountpoint)
-    assert not detach(entry.mount_id, entry.minor, entry.mountpoint + "/elsewhere")
+    assert not detach(0, entry.minor, entry.mountpoint + "/elsewhere")
     run("mount", "-t", "tmpfs", "on top", served.path)
     assert not unmount_there(entry)
     unmount(str(served.path))
@@ -94,6 +100,72 @@ def test_detach_is_exact(served: Served) -> None:
     assert unmount_there(entry)
     assert not unmount_there(entry)
     assert find_fuse_mount(entry.mount_id, entry.minor) is None
+
+
+@pytest.fixture
+def moving(tmp_path: Path) -> Iterator[tuple[Served, Path, Path]]:
+    """A mount in a directory that can be moved, and that of somebody else elsewhere."""
+    ours, theirs = tmp_path / "ours" / "mnt", tmp_path / "theirs" / "mnt"
+    for place in (ours, theirs):
+        place.mkdir(parents=True)
+    run("mount", "-t", "tmpfs", "somebody else's", theirs)
+    try:
+        with serve_in_process(MemoryFilesystem, ours) as served:
+            yield served, ours.parent, theirs.parent
+    finally:
+        run("umount", theirs)
+
+
+def test_a_mount_whose_directory_was_moved(moving: tuple[Served, Path, Path]) -> None:
+    """A link to where somebody else has a mount, in the place of the directory, leads nobody there;
+    the mount is found where it is."""
+    _, ours, theirs = moving
+    before = the_mount(ours / "mnt")
+    moved = ours.rename(ours.with_name("moved"))
+    ours.symlink_to(theirs)
+    with pytest.raises(OSError, match="not mounted"):
+        unmount(before.mountpoint)
+    take_away(before)
+    assert find_mount(str(moved / "mnt")) is None
+    assert the_mount(theirs / "mnt").source == "somebody else's"
+    with pytest.raises(OSError, match="not mounted"):
+        take_away(before)
+
+
+@pytest.mark.parametrize("what", ["link", "directory"])
+def test_a_directory_that_is_moved_meanwhile(
+    moving: tuple[Served, Path, Path], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the table says is not true any more when the name is used: another mount is there."""
+    _, ours, theirs = moving
+    before = the_mount(ours / "mnt")
+    moved = ours.rename(ours.with_name("moved"))
+    if what == "link":
+        ours.symlink_to(theirs)
+    else:
+        theirs = theirs.rename(ours)
+    real, asked = mountinfo.mounts, 0
+
+    def late() -> list[MountInfo]:
+        nonlocal asked
+        asked += 1
+        return [before] if asked < 10 else real()
+
+    monkeypatch.setattr("penstock.sys.unmount.mounts", late)
+    try:
+        assert detach(before.mount_id, before.minor, before.mountpoint)
+        assert find_mount(str(moved / "mnt")) is None
+        assert the_mount(theirs / "mnt").source == "somebody else's"
+    finally:
+        if what == "directory":
+            theirs.rename(theirs.with_name("theirs"))
+
+
+def test_a_mount_that_hangs_is_not_asked(served: Served) -> None:
+    entry = the_mount(served.path)
+    served.process.send_signal(signal.SIGSTOP)
+    take_away(entry, lazy=True)
+    assert find_mount(str(served.path)) is None
 
 
 @pytest.mark.requires("all-processes")

@@ -11,7 +11,7 @@ from typing import Final
 
 from penstock.sys.libc import syscall
 
-__all__ = ["open_beneath"]
+__all__ = ["open_beneath", "open_directory"]
 
 _OPEN_HOW: Final = struct.Struct("=QQQ")
 _RESOLVE_NO_SYMLINKS: Final = 0x04
@@ -43,6 +43,26 @@ def open_beneath(root: int, names: Sequence[bytes], flags: int, mode: int = 0) -
             if error.errno not in _NO_OPENAT2:
                 raise
     return _step_by_step(root, names or (b".",), flags, mode)
+
+
+def open_directory(path: str) -> int:
+    """An O_PATH descriptor of a directory, which the caller closes; no link is followed on the way.
+    The directory itself is not asked for anything, so it may be a mount that hangs.
+
+    Args:
+        path: absolute.
+
+    Raises:
+        OSError: ELOOP, ENOTDIR, ENOENT, EACCES.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    root = os.open("/", flags)
+    try:
+        return open_beneath(root, [name for name in os.fsencode(path).split(b"/") if name], flags)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(root)
 
 
 def _openat2(root: int, path: bytes, flags: int, mode: int) -> int:
