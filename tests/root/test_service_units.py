@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shlex
+import signal
 import socket
 import stat
 import subprocess
@@ -18,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from penstock.sys.mountinfo import find_mount
-from tests.support.commands import good
+from tests.support.commands import good, is_gone, refused, wait_for
 from tests.support.hardened import allowed_calls, directives
 from tests.support.images import MIB, cached_image, make_tree, session_dir
 from tests.support.requirements import PROJECT
@@ -148,6 +150,40 @@ def test_the_unit_of_one_mount(tmp_path: Path, image: Path, place: Path) -> None
             stderr = process.communicate(timeout=SECONDS)[1]
     assert (process.returncode, stderr) == (0, "")
     assert find_mount(str(place)) is None
+
+
+@pytest.mark.parametrize("words", [[], ["-f"], ["-o", "sandbox=no"]])
+def test_a_manager_that_cannot_be_told(
+    tmp_path: Path,
+    image: Path,
+    place: Path,
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/nobody")
+    said = f"NOTIFY_SOCKET {tmp_path}/nobody: no such file or directory"
+    assert refused("mount", image, place, *words) == (2, said)
+    assert find_mount(str(place)) is None
+
+
+def test_the_unit_takes_away_what_a_killed_broker_left(
+    tmp_path: Path, image: Path, place: Path
+) -> None:
+    good("install-system", "--root", tmp_path, "--units", "/units")
+    unit = directives(tmp_path / "units" / "penstock@.service")
+    (line,) = unit["ExecStopPost"]
+    values = {"%f": str(place)}
+    command = [values.get(word, word.replace("$$", "$")) for word in shlex.split(line[1:])]
+    good("mount", image, place)
+    statistics = json.loads(good("stats", place, "--json"))
+    for process in ("keeper", "pid"):  # as systemd kills the rest of a unit
+        os.kill(statistics[process], signal.SIGKILL)
+    wait_for(lambda: is_gone(statistics["pid"]), "the broker's end")
+    assert find_mount(str(place)) is not None
+    for result, left in (("success", True), ("signal", False)):
+        environment = {**os.environ, "SERVICE_RESULT": result}
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        assert (find_mount(str(place)) is not None) == left
 
 
 @pytest.mark.requires("systemd")

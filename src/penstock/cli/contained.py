@@ -80,8 +80,8 @@ def serve_contained(
             # From here on a signal unmounts; until here it undoes what was done.
             end.on_wish = broker.ask
             end.hold()
-            ready()
             notify("READY=1", f"STATUS={arguments.source} is mounted on {broker.mountpoint}")
+            ready()
             outcome = broker.wait()
             notify("STOPPING=1")
             if control is not None:

@@ -52,8 +52,8 @@ def serve_in_process(arguments: argparse.Namespace, words: Words, ready: Callabl
         with contextlib.ExitStack() as stack:
             end = stack.enter_context(ending())
             mounted = _mount(arguments, words, options, stack)
-            ready()
             notify("READY=1", f"STATUS={arguments.source} is mounted on {mounted.mountpoint}")
+            ready()
             end.wait(mounted)
             notify("STOPPING=1")
             mounted.close()  # while it is still on record, so that list never misses one
