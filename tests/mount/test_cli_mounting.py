@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -11,10 +13,15 @@ import shlex
 import signal
 import subprocess
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from penstock.cli.mountpoints import claimed
+from penstock.control import runtime_directory
+from penstock.serve import mount
 from penstock.sys.mountinfo import find_mount
+from penstock.testing import MemoryFilesystem
 from tests.support.commands import COMMAND, good, penstock, refused, shell, wait_for
 from tests.support.images import copy_image, run
 from tests.support.ordinary import OrdinaryUser
@@ -96,15 +103,77 @@ def test_two_mounts_at_the_same_time(image: Path, mountpoint: Path) -> None:
 
 
 def test_a_mount_that_is_being_made(image: Path, mountpoint: Path) -> None:
+    with claimed(str(mountpoint)):
+        reason = f"{mountpoint}: another mount is being made there"
+        assert refused("mount", image, mountpoint) == (32, reason)
+    good("mount", image, mountpoint)
+    good("umount", mountpoint)
+    with contextlib.suppress(FileNotFoundError):
+        assert not [name for name in os.listdir(runtime_directory()) if name.endswith(".lock")]
+
+
+def test_a_lock_on_the_directory_keeps_nobody_from_mounting(image: Path, mountpoint: Path) -> None:
+    """Whoever may open a directory may lock it."""
     held = os.open(mountpoint, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
-        reason = f"{mountpoint}: another mount is being made there"
-        assert refused("mount", image, mountpoint) == (32, reason)
+        with claimed(str(mountpoint)) as place:
+            assert place.path == str(mountpoint)
     finally:
         os.close(held)
-    good("mount", image, mountpoint)
-    good("umount", mountpoint)
+
+
+@pytest.mark.parametrize("way", ["sandbox=yes", "sandbox=no"])
+def test_a_directory_that_is_moved(image: Path, tmp_path: Path, way: str) -> None:
+    """The mount is taken away wherever it is by now, and what took its place is not touched."""
+    place, moved = tmp_path / "parent" / "mnt", tmp_path / "moved"
+    place.mkdir(parents=True)
+    process = subprocess.Popen([*COMMAND, "mount", "-f", "-o", way, str(image), str(place)])
+    wait_for(lambda: str(place) in good("list"), "record")
+    place.parent.rename(moved)
+    place.mkdir(parents=True)
+    process.terminate()
+    assert process.wait(20) == 0
+    assert find_mount(str(moved / "mnt")) is None
+
+
+@pytest.mark.requires("root")
+@pytest.mark.parametrize("way", ["fsmount", "mount"])
+def test_a_directory_that_is_moved_before_it_is_mounted_on(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was claimed is what is mounted on, and the mount is known by where it really is."""
+    if way == "mount":
+        absent = OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        monkeypatch.setattr("penstock.sys.mount.fsopen", mock.Mock(side_effect=absent))
+    place, moved, theirs = tmp_path / "parent" / "mnt", tmp_path / "moved", tmp_path / "theirs"
+    for each in (place, theirs / "mnt"):
+        each.mkdir(parents=True)
+    with claimed(str(place)) as claim:
+        place.parent.rename(moved)
+        place.parent.symlink_to(theirs)
+        with mount(MemoryFilesystem(), claim.path, directory=claim.directory) as mounted:
+            assert mounted.statistics().how == way
+            assert mounted.mountpoint == str(moved / "mnt")
+            assert find_mount(mounted.mountpoint) == mounted.info is not None
+            assert find_mount(str(theirs / "mnt")) is None
+    assert find_mount(str(moved / "mnt")) is None
+
+
+@pytest.mark.requires("ordinary-user", "fusermount3")
+def test_what_fusermount3_has_not_is_refused(
+    image: Path, ordinary_user: OrdinaryUser, dev_fuse_for_all: None
+) -> None:
+    place = ordinary_user.folder("mnt")
+    copy = ordinary_user.copy(image, "nosymfollow.img")
+    words = ["mount", "-o", "nosymfollow", str(copy), str(place)]
+    done = ordinary_user.run([*ordinary_user.penstock, *words])
+    mounted = find_mount(str(place))
+    copy.unlink()
+    place.rmdir()
+    assert (done.returncode, mounted) == (32, None)
+    reason = f"penstock: {place}: nosymfollow cannot be had through fusermount3\n"
+    assert done.stderr == reason
 
 
 def test_ignored_signals_stay_ignored(image: Path, mountpoint: Path) -> None:

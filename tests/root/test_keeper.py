@@ -123,6 +123,22 @@ def test_killed_broker(places: tuple[Path, Path]) -> None:
         assert os.listdir(broker.mountpoint) == []
 
 
+def test_moved_mount(places: tuple[Path, Path]) -> None:
+    """It is found in the directory that was moved; what was put in its place stays."""
+    mountpoint = places[0] / "below"
+    mountpoint.mkdir()
+    moved = places[0].with_name("moved")
+    with a_broker(mountpoint, places[1]) as broker:
+        places[0].rename(moved)
+        mountpoint.mkdir(parents=True)
+        run("mount", "-t", "tmpfs", "instead", mountpoint)
+        broker.kill()
+        wait_for(lambda: not broker.is_mounted, "unmount", SECONDS)
+        wait_for(lambda: is_gone(broker.keeper), "end of the keeper", SECONDS)
+        assert find_mount(str(mountpoint)) is not None
+        assert broker.files == []
+
+
 def test_crash_keep(places: tuple[Path, Path]) -> None:
     """The mount stays, on record, and answers that its server has gone."""
     with a_broker(*places, crash="keep") as broker:

@@ -7,6 +7,7 @@ import argparse
 import logging
 import os
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -373,6 +374,36 @@ def test_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named("a.img", "/etc/passwd") == [("a.img", "/etc/passwd")]  # in the image, not here
     assert named("none.img:/x") == [("none.img:/x", None)]
     assert [target.name for target in (Target("a", None), Target("a", "/b"))] == ["a", "a:/b"]
+
+
+@pytest.mark.parametrize("what", ["directory", "terminal", "device"])
+def test_a_source_that_is_exchanged(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was looked at is not what is opened."""
+    image, other = tmp_path / "image", tmp_path / "other"
+    image.write_bytes(b"x")
+    expected = {"directory": "is a directory", "terminal": "neither", "device": "was exchanged"}
+    real = os.open
+    fstat = os.fstat
+
+    def late(path: str, flags: int) -> int:
+        if what == "directory":
+            other.mkdir()
+            return real(other, flags)
+        return real("/dev/null" if what == "terminal" else path, flags)
+
+    def as_a_device(fd: int) -> os.stat_result:
+        return os.stat_result((stat.S_IFBLK | 0o600, *fstat(fd)[1:]))
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "open", late)
+    if what == "device":
+        monkeypatch.setattr(os, "fstat", as_a_device)
+    with pytest.raises(Failure, match=expected[what]):
+        open_source(str(image))
+    monkeypatch.undo()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_open_source(tmp_path: Path) -> None:

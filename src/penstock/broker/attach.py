@@ -9,6 +9,8 @@ Facts about mounting FUSE
     - The descriptor of fsmount must be closed after attaching: as long as it is open,
       ``umount`` answers EBUSY.
     - mount(2) and fusermount3 attach first and shake hands afterwards.
+    - Whoever owns a directory on the way to the mount point may exchange it at any time. So root
+      attaches to a directory that is held open, and asks the mount table afterwards where that is.
 """
 
 from __future__ import annotations
@@ -24,17 +26,19 @@ from typing import NamedTuple
 from penstock.abi.mount import MountAttr, MountFlag
 from penstock.broker.options import MountOptions
 from penstock.sys import mount as sysmount
-from penstock.sys.devfuse import open_device, sync_init
+from penstock.sys.devfuse import connection_of, open_device, sync_init
 from penstock.sys.fusermount import fusermount
-from penstock.sys.mountinfo import MountInfo, find_mount
-from penstock.sys.unmount import unmount
+from penstock.sys.mountinfo import MountInfo, find_mount, mount_id_of, mounts
+from penstock.sys.unmount import detach, find_fuse_mount, take_away
 
 __all__ = [
     "Attachment",
     "detach_newer",
+    "find_attached",
     "max_pages",
     "open_connection",
     "set_readahead",
+    "undo_attachment",
 ]
 
 _ROOT_MODE = f"{stat.S_IFDIR:o}"
@@ -54,18 +58,28 @@ class Attachment(NamedTuple):
     how: str
     """``fsmount``, ``mount`` or ``fusermount3``."""
     create: Callable[[Callable[[], None]], None]
-    attach: Callable[[], None]
+    attach: Callable[[], int]
+    """The id of the mount; 0 where it is not known."""
     abandon: Callable[[], None]
     """Undo what was done so far; the descriptor is closed by its owner."""
 
 
-def open_connection(mountpoint: str, options: MountOptions) -> Attachment:
+def open_connection(
+    mountpoint: str, options: MountOptions, directory: int | None = None
+) -> Attachment:
     """Begin a mount in the best way the caller may.
+
+    Args:
+        mountpoint: the path of a directory.
+        options: how to mount.
+        directory: the directory itself, which counts then; it stays the caller's, who keeps it
+            open until the mount is attached. fusermount3 is given the path all the same: it
+            mounts where that leads the user himself.
 
     Raises:
         OSError: the mount point is no directory, or the caller can mount in no way.
     """
-    _check_mountpoint(mountpoint)
+    _check_mountpoint(mountpoint, directory)
     try:
         fd = open_device()
     except OSError as error:
@@ -76,17 +90,18 @@ def open_connection(mountpoint: str, options: MountOptions) -> Attachment:
         context = sysmount.fsopen("fuse")
     except OSError as error:
         if error.errno == errno.ENOSYS:
-            return _by_mount(fd, mountpoint, options)
+            target = mountpoint if directory is None else f"/proc/self/fd/{directory}"
+            return _by_mount(fd, target, options)
         os.close(fd)
         if error.errno == errno.EPERM:
             return _by_fusermount(mountpoint, options)
         raise
-    return _by_fsmount(fd, context, mountpoint, options)
+    return _by_fsmount(fd, context, mountpoint if directory is None else directory, options)
 
 
-def _check_mountpoint(mountpoint: str) -> None:
+def _check_mountpoint(mountpoint: str, directory: int | None) -> None:
     try:
-        mode = os.stat(mountpoint).st_mode
+        mode = os.stat(mountpoint if directory is None else directory).st_mode
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             raise OSError(
@@ -118,9 +133,9 @@ def _parameters(fd: int, options: MountOptions) -> list[tuple[str, str | None]]:
     ]
 
 
-def _by_fsmount(fd: int, context: int, mountpoint: str, options: MountOptions) -> Attachment:
+def _by_fsmount(fd: int, context: int, target: int | str, options: MountOptions) -> Attachment:
     waits = sync_init(fd)
-    mounts: list[int] = []
+    made: list[int] = []
 
     def create(answer_init: Callable[[], None]) -> None:
         try:
@@ -138,7 +153,7 @@ def _by_fsmount(fd: int, context: int, mountpoint: str, options: MountOptions) -
             else:
                 sysmount.fsconfig_create(context)
                 answer_init()
-            mounts.append(sysmount.fsmount(context, _attributes(options)))
+            made.append(sysmount.fsmount(context, _attributes(options)))
         except OSError as error:
             said = sysmount.fsopen_log(context)
             if said:
@@ -147,13 +162,15 @@ def _by_fsmount(fd: int, context: int, mountpoint: str, options: MountOptions) -
         finally:
             os.close(context)
 
-    def attach() -> None:
-        sysmount.move_mount(mounts[0], mountpoint)
+    def attach() -> int:
+        sysmount.move_mount(made[0], target)
+        mount_id = mount_id_of(made[0])
         abandon()
+        return mount_id
 
     def abandon() -> None:
-        while mounts:
-            os.close(mounts.pop())
+        while made:
+            os.close(made.pop())
 
     return Attachment(fd, "fsmount", create, attach, abandon)
 
@@ -194,7 +211,7 @@ def _attributes(options: MountOptions) -> MountAttr:
     return MountAttr(sum(table.get(word, 0) for word in words))
 
 
-def _by_mount(fd: int, mountpoint: str, options: MountOptions) -> Attachment:
+def _by_mount(fd: int, target: str, options: MountOptions) -> Attachment:
     table = {
         "ro": MountFlag.RDONLY,
         "nosuid": MountFlag.NOSUID,
@@ -209,18 +226,25 @@ def _by_mount(fd: int, mountpoint: str, options: MountOptions) -> Attachment:
         ]
         flags = MountFlag(sum(table.get(word, 0) for word in options.flags()))
         fstype = f"fuse.{options.subtype}"
-        sysmount.mount(options.source, mountpoint, fstype, flags, ",".join(words))
+        sysmount.mount(options.source, target, fstype, flags, ",".join(words))
         answer_init()
 
-    return Attachment(fd, "mount", create, _nothing, _nothing)
+    return Attachment(fd, "mount", create, _attached, _nothing)
 
 
 def _by_fusermount(mountpoint: str, options: MountOptions) -> Attachment:
+    if not options.symfollow:
+        raise OSError(errno.EPERM, "nosymfollow cannot be had through fusermount3")
     words = [key if value is None else f"{key}={value}" for key, value in _common(options)]
     words += [f"fsname={options.source}", f"subtype={options.subtype}"]
-    words += [word for word in options.flags() if word != "nosymfollow"]
+    words += options.flags()
     fd = fusermount(mountpoint, words)
-    return Attachment(fd, "fusermount3", lambda answer_init: answer_init(), _nothing, _nothing)
+    return Attachment(fd, "fusermount3", lambda answer_init: answer_init(), _attached, _nothing)
+
+
+def _attached() -> int:
+    """It has been attached all the time."""
+    return 0
 
 
 def _nothing() -> None:
@@ -235,6 +259,38 @@ def max_pages(options: MountOptions) -> int:
     return _PIPE_PAGES
 
 
+def find_attached(device: int, mount_id: int, mountpoint: str) -> MountInfo | None:
+    """A mount that was just attached, as the kernel lists it.
+
+    Args:
+        device: descriptor of its connection.
+        mount_id: what :attr:`Attachment.attach` gave.
+        mountpoint: where it should be, for kernels that tell by no number which one it is.
+    """
+    number = connection_of(device)
+    if number is not None:
+        return find_fuse_mount(mount_id, number)
+    if mount_id:
+        return next((entry for entry in mounts() if entry.mount_id == mount_id), None)
+    return find_mount(mountpoint)
+
+
+def undo_attachment(device: int, mountpoint: str, before: MountInfo | None) -> None:
+    """Take away the mount of a connection, wherever it is.
+
+    Args:
+        device: descriptor of the connection; -1: none came to be known.
+        mountpoint: where it should be, if the number of the connection is not known.
+        before: what was mounted there before; that stays.
+    """
+    number = connection_of(device) if device >= 0 else None
+    if number is None:
+        detach_newer(mountpoint, before)
+    elif (entry := find_fuse_mount(0, number)) is not None:
+        with contextlib.suppress(OSError):
+            detach(entry.mount_id, number, entry.mountpoint)
+
+
 def detach_newer(mountpoint: str, before: MountInfo | None) -> None:
     """Take away a mount that was not there ``before``; that one stays."""
     now = find_mount(mountpoint)
@@ -242,7 +298,7 @@ def detach_newer(mountpoint: str, before: MountInfo | None) -> None:
         return
     if before is None or now.mount_id != before.mount_id:
         with contextlib.suppress(OSError):
-            unmount(mountpoint, lazy=True)
+            take_away(now, lazy=True)
 
 
 def set_readahead(connection: int, size: int) -> None:

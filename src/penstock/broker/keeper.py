@@ -12,8 +12,9 @@ Invariants
       ends it when the servers have gone.
     - It does not end by the signals that end a broker, and is in a session of its own. If it is
       killed all the same, nothing happens; ``penstock clean`` does its work then.
-    - It takes nothing away but the mount that it was told of: mount table, id, connection and
-      mount point must agree, and nothing may lie on top. The mount point is never looked up.
+    - It takes nothing away but the mount that it was told of, wherever that is by now: id and
+      connection must agree (mount point and connection, while the id is not known), and nothing
+      may lie on top. The mount is never looked into.
     - It needs CAP_SYS_ADMIN to unmount, CAP_DAC_READ_SEARCH to reach a mount point in a directory
       that is closed to others, CAP_KILL for servers of another user. All else is dropped. Ordinary
       users have none of these, and unmount through fusermount3.
@@ -42,10 +43,12 @@ from penstock.abi.capability import Capability
 from penstock.sys.capabilities import effective, keep_only, set_name
 from penstock.sys.unmount import detach, find_fuse_mount
 
-__all__ = ["Keeper"]
+__all__ = ["NO_MOUNT", "Keeper"]
 
 _log = logging.getLogger(__name__)
 
+NO_MOUNT: Final = -1
+"""Stands for the id of a mount that has gone, of which files may be left."""
 _NAME: Final = "penstock-keeper"
 _IGNORED: Final = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGALRM,
@@ -131,7 +134,8 @@ class Keeper:
         """Say what to do when the broker dies; the latest call holds.
 
         Args:
-            mount_id: as in mountinfo; 0 while it is not known: any mount of the connection.
+            mount_id: as in mountinfo; 0 while it is not known: any mount of the connection at the
+                mount point; :data:`NO_MOUNT` when it has gone.
             mountpoint: as in mountinfo.
             connection: minor device number of the mount.
             files: paths of the mount's record and socket, all in one directory, to be removed.

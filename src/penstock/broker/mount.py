@@ -16,21 +16,23 @@ Invariants
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from penstock.broker.attach import (
     Attachment,
-    detach_newer,
+    find_attached,
     max_pages,
     open_connection,
     set_readahead,
+    undo_attachment,
 )
 from penstock.broker.handshake import answer_init
 from penstock.broker.launch import Launched
@@ -61,9 +63,9 @@ from penstock.broker.statistics import BrokerStatistics, ServerStatistics
 from penstock.fs import Connection
 from penstock.negotiate import Limits, Profile
 from penstock.sys.devfuse import clone, connection_of
-from penstock.sys.files import large_pipe
+from penstock.sys.files import large_pipe, opened_again
 from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
-from penstock.sys.unmount import unmount
+from penstock.sys.unmount import find_fuse_mount, take_away
 
 __all__ = ["Broker", "Source"]
 
@@ -116,11 +118,17 @@ class Broker:
         containment: Containment = _DEFAULT,
     ) -> None:
         self.mountpoint = os.fspath(mountpoint)
+        """Its path; once it is attached, as the kernel has it."""
+        self.directory: int | None = None
+        """The mount point itself, where the caller holds it open while :meth:`mount` runs."""
         self.info: MountInfo | None = None
         """The mount as the kernel lists it, once it is attached."""
         self.on_connection: Callable[[int], None] | None = None
         """Called with the number of the connection, before there is a path to it where possible:
         what must be undone if this process dies is known then. May be called twice."""
+        self.on_unmounted: Callable[[], None] | None = None
+        """Called when the mount has gone: its numbers may be another's from now on."""
+        self._unmounted = False
         self._options = options
         self._profile = profile
         self._containment = containment
@@ -168,7 +176,7 @@ class Broker:
         self._check_layers()
         words = tuple(Word(*pair) for pair in source.words)
         for peer in self.peers:
-            with _opened_again(source.fd) as fd:
+            with opened_again(source.fd, _IMAGE_FLAGS) as fd:
                 self._send(peer, Image(source.size, source.type, words), [fd])
         self._until(
             lambda: all(peer.ready is not None for peer in self.peers),
@@ -192,8 +200,10 @@ class Broker:
             ServerFailure: a server has failed meanwhile.
         """
         self.mountpoint = resolve_parent(self.mountpoint)
-        self._undo.callback(detach_newer, self.mountpoint, find_mount(self.mountpoint))
-        attachment = self._attachment = open_connection(self.mountpoint, self._options)
+        before = find_mount(self.mountpoint)
+        self._undo.callback(lambda: undo_attachment(self._device, self.mountpoint, before))
+        attachment = open_connection(self.mountpoint, self._options, self.directory)
+        self._attachment = attachment
         self._device = attachment.fd
         self._undo.callback(attachment.abandon)
         self._tell_connection()  # fusermount3 has attached it by now
@@ -212,9 +222,9 @@ class Broker:
             "does not serve",
         )
         self._check_layers()
-        attachment.attach()
-        self.info = find_mount(self.mountpoint)
+        self.info = find_attached(self._device, attachment.attach(), self.mountpoint)
         if self.info is not None:
+            self.mountpoint = self.info.mountpoint
             set_readahead(self.info.minor, self._options.readahead)
         self._started = time.monotonic()
 
@@ -226,6 +236,10 @@ class Broker:
         """
         while self._outcome is None and not self._gone and not self._asked:
             self._turn(None)
+        if self._gone and not self.mounted:
+            self._unmounted = True
+            if self.on_unmounted is not None:
+                self.on_unmounted()
         if self._asked and self._outcome is None and not self._gone:
             self._detach()
         if self._gone and self._outcome is None:
@@ -255,9 +269,12 @@ class Broker:
 
     @property
     def mounted(self) -> bool:
-        """Whether this mount is still in the mount table."""
-        now = find_mount(self.mountpoint)
-        return self.info is not None and now is not None and now.mount_id == self.info.mount_id
+        """Whether this mount is still in the mount table, wherever it is by now."""
+        info = self.info
+        if info is None or self._unmounted:
+            return False
+        now = find_fuse_mount(info.mount_id, info.minor)
+        return now is not None and (now.source, now.fstype) == (info.source, info.fstype)
 
     def ask(self) -> None:
         """Have :meth:`wait` unmount and return. Also from a signal handler."""
@@ -280,7 +297,7 @@ class Broker:
         Raises:
             OSError: EBUSY where it is in use and ``lazy`` was not asked for.
         """
-        unmount(self.mountpoint, lazy=lazy)
+        self._take_away(lazy=lazy)
         if lazy and not self._wait_gone(_LAZY_SECONDS):
             self.abort()
 
@@ -502,12 +519,12 @@ class Broker:
         """Unmount; where the mount is in use, out of the tree all the same."""
         try:
             if self.mounted:
-                unmount(self.mountpoint, lazy=False)
+                self._take_away(lazy=False)
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             _log.warning("%s: %s; detaching it", self.mountpoint, reason)
             with contextlib.suppress(OSError):
-                unmount(self.mountpoint, lazy=True)
+                self._take_away(lazy=True)
             deadline = time.monotonic() + _LAZY_SECONDS
             while not self._gone and self._outcome is None:
                 left = deadline - time.monotonic()
@@ -545,7 +562,12 @@ class Broker:
         self._device = -1
         if not self._containment.keep_crashed and self.mounted:
             with contextlib.suppress(OSError):
-                unmount(self.mountpoint, lazy=True)
+                self._take_away(lazy=True)
+
+    def _take_away(self, *, lazy: bool) -> None:
+        if self.info is None or not self.mounted:
+            raise OSError(errno.EINVAL, "is not mounted", self.mountpoint)
+        take_away(self.info, lazy=lazy)
 
     def _kill(self) -> None:
         """Kill the servers that are left. The mount ends, whether or not they do."""
@@ -567,18 +589,3 @@ class Broker:
         _traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def _opened_again(fd: int) -> Iterator[int]:
-    """The same file, opened for one server: position and flags belong to what was opened, and what
-    one server does to them is not to concern another. The same descriptor where that is refused."""
-    try:
-        again = os.open(f"/proc/self/fd/{fd}", _IMAGE_FLAGS)
-    except OSError:
-        yield fd
-        return
-    try:
-        yield again
-    finally:
-        os.close(again)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from penstock.broker.ending import Stopped, ending
-from penstock.broker.keeper import Keeper
+from penstock.broker.keeper import NO_MOUNT, Keeper
 from penstock.broker.launch import Launched
 from penstock.broker.mount import Broker, Source
 from penstock.broker.options import Containment
@@ -74,6 +74,9 @@ def serve_contained(
             )
             keeper.servers([peer.pidfd for peer in broker.peers])
             broker.on_connection = lambda number: _watch(broker, keeper, number, containment)
+            broker.on_unmounted = lambda: _watch(
+                broker, keeper, broker.connection, containment, mount_id=NO_MOUNT
+            )
             _mount(arguments, words, broker, stack)
             control = _publish(arguments, broker, keeper, containment, stack)
             _watch(broker, keeper, broker.connection, containment)
@@ -109,7 +112,7 @@ def _mount(
     fd = open_source(source, ExitCode.MOUNT)
     stack.callback(os.close, fd)
     with claimed(arguments.mountpoint) as target:
-        broker.mountpoint = target
+        broker.mountpoint, broker.directory = target
         size = os.lseek(fd, 0, os.SEEK_END)
         image = Source(fd, size, arguments.type or "", tuple(words.server.items()))
         try:
@@ -183,13 +186,21 @@ def _publish(
         return None
 
 
-def _watch(broker: Broker, keeper: Keeper, connection: int, containment: Containment) -> None:
+def _watch(
+    broker: Broker,
+    keeper: Keeper,
+    connection: int,
+    containment: Containment,
+    mount_id: int | None = None,
+) -> None:
     """Tell the keeper what to undo when this process dies. A mount in the making is never kept."""
+    if mount_id is None:
+        mount_id = broker.info.mount_id if broker.info is not None else 0
     directory = runtime_directory()
     name = f"{os.getpid()}-{connection}"
     files = [f"{directory}/{file}" for file in (f"{name}.json", f"{name}.sock", f".{name}.new")]
     keeper.watch(
-        mount_id=broker.info.mount_id if broker.info is not None else 0,
+        mount_id=mount_id,
         mountpoint=broker.mountpoint,
         connection=connection,
         files=files if os.path.isdir(directory) else (),

@@ -47,17 +47,30 @@ def open_source(path: str, code: ExitCode = ExitCode.SYSTEM) -> int:
         Failure: with ``code``: it cannot be opened, or cannot be an image.
     """
     try:
-        mode = os.stat(path).st_mode
-        # Opening a device can have effects, and a fifo waits: so look before.
-        if stat.S_ISDIR(mode):
-            raise Failure(f"{path}: is a directory, not a disk image", code)
-        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-            raise Failure(f"{path}: is neither a regular file nor a block device", code)
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        # Opening a device can have effects, and a fifo waits: so look before. And look again at
+        # what was opened: whoever owns the directory may have put something else there.
+        seen = os.stat(path).st_mode
+        _check_image(path, seen, code)
+        with contextlib.ExitStack() as undo:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            undo.callback(os.close, fd)
+            opened = os.fstat(fd).st_mode
+            _check_image(path, opened, code)
+            if stat.S_IFMT(opened) != stat.S_IFMT(seen):
+                raise Failure(f"{path}: was exchanged while it was opened", code)
+            undo.pop_all()
+        return fd
     except OSError as error:
         raise Failure(f"{path}: {explain(error)}", code) from error
     except ValueError as error:
         raise Failure(f"{path!r}: {error}", ExitCode.USAGE) from error
+
+
+def _check_image(path: str, mode: int, code: ExitCode) -> None:
+    if stat.S_ISDIR(mode):
+        raise Failure(f"{path}: is a directory, not a disk image", code)
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise Failure(f"{path}: is neither a regular file nor a block device", code)
 
 
 def contained(fd: int, type: str | None, words: Words) -> Contained:

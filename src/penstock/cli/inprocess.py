@@ -85,7 +85,7 @@ def _mount(
         options = dataclasses.replace(options, read_only=options.read_only or server.read_only)
         try:
             trace = _log_request if arguments.debug else None
-            mounted = mount(server.operations, target, options, trace)
+            mounted = mount(server.operations, target.path, options, trace, target.directory)
         except OSError as error:
             why = explain(error)
             if "/dev/fuse" in str(error):

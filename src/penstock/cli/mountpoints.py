@@ -8,22 +8,36 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.cli.logs import warn
 from penstock.cli.mounts import replace_stale
-from penstock.control import find_record
+from penstock.control import find_record, runtime_directory
+from penstock.control.directory import open_directory as open_records
+from penstock.control.directory import remove_if_empty
+from penstock.sys.beneath import open_directory
 from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
 
-__all__ = ["claimed"]
+__all__ = ["Place", "claimed"]
 
 _log = logging.getLogger(__name__)
 
 
+class Place(NamedTuple):
+    """Where to mount."""
+
+    path: str
+    """Absolute, without symbolic links, as it was when it was looked at."""
+    directory: int
+    """An O_PATH descriptor of what was there: the path may lead elsewhere by now."""
+
+
 @contextlib.contextmanager
-def claimed(path: str) -> Iterator[str]:
-    """The absolute path to mount on, for this process alone as long as the block runs: of two that
-    mount there at the same time one is refused. The lock is on the directory itself.
+def claimed(path: str) -> Iterator[Place]:
+    """The place to mount on, for this user's process alone as long as the block runs: of two that
+    mount there at the same time one is refused. The lock is a file in the user's own directory of
+    records, so nobody else can hold it.
 
     Raises:
         Failure: as :func:`_mountpoint`, or another process is about to mount there.
@@ -31,19 +45,58 @@ def claimed(path: str) -> Iterator[str]:
     target, covered = _mountpoint(path)
     with contextlib.ExitStack() as stack:
         try:
-            lock = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(_locked(target))
         except BlockingIOError as error:
             raise Failure(f"{path}: another mount is being made there", ExitCode.MOUNT) from error
         except OSError as error:
-            # It may not be read, or its filesystem has no locks. That need not keep from mounting.
+            # There is no such directory, or it is not safe. That need not keep from mounting.
             _log.debug("%s: %s", target, error)
         target, covered = _mountpoint(path)  # again, for what came before the lock was there
         if covered is not None:
             what = f"{covered.fstype} ({covered.source})"
             warn(f"{path}: {what} is mounted there, and is covered now")
-        yield target
+        with _held(path, target) as directory:
+            yield Place(target, directory)
+
+
+@contextlib.contextmanager
+def _held(path: str, target: str) -> Iterator[int]:
+    try:
+        directory = open_directory(target)
+    except OSError as error:
+        raise Failure(f"{path}: {explain(error)}", ExitCode.MOUNT) from error
+    try:
+        yield directory
+    finally:
+        os.close(directory)
+
+
+@contextlib.contextmanager
+def _locked(target: str) -> Iterator[None]:
+    """Hold the lock of a directory.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it cannot be made.
+    """
+    status = os.lstat(target)
+    name = f"{status.st_dev:x}-{status.st_ino:x}.lock"
+    records = runtime_directory()
+    with contextlib.ExitStack() as stack:
+        stack.callback(remove_if_empty, records)
+        folder = stack.enter_context(open_records(records, os.geteuid(), create=True))
+        while True:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            lock = os.open(name, flags, 0o600, dir_fd=folder)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_nlink:  # else whoever had it has just taken it away
+                break
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=folder)
 
 
 def _mountpoint(path: str) -> tuple[str, MountInfo | None]:

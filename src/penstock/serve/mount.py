@@ -13,13 +13,19 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from penstock.broker.attach import detach_newer, max_pages, open_connection, set_readahead
+from penstock.broker.attach import (
+    detach_newer,
+    find_attached,
+    max_pages,
+    open_connection,
+    set_readahead,
+)
 from penstock.broker.options import MountOptions
 from penstock.datapath import DataPathStatistics, ReadPaths
 from penstock.fs import Operations
 from penstock.session import Limits, Notifier, Session, SessionStatistics
 from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
-from penstock.sys.unmount import unmount
+from penstock.sys.unmount import find_fuse_mount, take_away
 from penstock.transport import DevFuse
 
 __all__ = ["Mount", "MountStatistics", "mount"]
@@ -49,13 +55,14 @@ class Mount:
     def __init__(
         self,
         mountpoint: str,
+        info: MountInfo | None,
         how: str,
         session: Session,
         transport: DevFuse,
         datapaths: ReadPaths,
     ) -> None:
-        self.mountpoint = mountpoint
-        self.info: MountInfo | None = find_mount(mountpoint)
+        self.mountpoint = mountpoint if info is None else info.mountpoint
+        self.info = info
         """The mount as the kernel lists it."""
         self._how = how
         self._session = session
@@ -76,10 +83,9 @@ class Mount:
 
     @property
     def mounted(self) -> bool:
-        """Whether this mount is still in the mount table."""
+        """Whether this mount is still in the mount table, wherever it is by now."""
         info = self.info
-        now = find_mount(self.mountpoint)
-        return info is not None and now is not None and now.mount_id == info.mount_id
+        return info is not None and find_fuse_mount(info.mount_id, info.minor) is not None
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the mount has ended, by whomever; whether it has.
@@ -101,8 +107,8 @@ class Mount:
         Raises:
             OSError: EBUSY where it is in use and ``lazy`` was not asked for.
         """
-        if not self._transport.ended.is_set() and self.mounted:
-            unmount(self.mountpoint, lazy=lazy)
+        if not self._transport.ended.is_set() and self.info is not None and self.mounted:
+            take_away(self.info, lazy=lazy)
         if lazy and not self.wait(1.0):
             self.abort()
         self.wait()
@@ -146,6 +152,7 @@ def mount(
     mountpoint: str | os.PathLike[str],
     options: MountOptions = MountOptions(),
     trace: Callable[[str], None] | None = None,
+    directory: int | None = None,
 ) -> Mount:
     """Mount a filesystem; it is usable when this returns.
 
@@ -154,6 +161,7 @@ def mount(
         mountpoint: an existing directory.
         options: see :class:`MountOptions`.
         trace: called with one line for each request, by whichever thread carried it out.
+        directory: descriptor of the mount point, where the caller holds it open; it counts then.
 
     Raises:
         OSError: the mount point cannot be used, or the caller may not mount.
@@ -164,7 +172,7 @@ def mount(
     limits = Limits(max_write=options.max_write, max_pages=max_pages(options))
     with contextlib.ExitStack() as undo:  # also for a signal's exception, at any point
         undo.callback(detach_newer, target, find_mount(target))
-        attachment = open_connection(target, options)
+        attachment = open_connection(target, options, directory)
         undo.callback(attachment.abandon)
         transport = DevFuse(
             attachment.fd,
@@ -183,8 +191,8 @@ def mount(
             operations.before_wait = transport.before_wait
         attachment.create(transport.handshake)
         transport.start()
-        attachment.attach()
-        mounted = Mount(target, attachment.how, session, transport, datapaths)
+        info = find_attached(attachment.fd, attachment.attach(), target)
+        mounted = Mount(target, info, attachment.how, session, transport, datapaths)
         set_readahead(mounted.connection, options.readahead)
         undo.pop_all()
     return mounted

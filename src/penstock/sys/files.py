@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from penstock.sys.libc import call
@@ -22,6 +23,7 @@ __all__ = [
     "getdents",
     "large_pipe",
     "link_descriptor",
+    "opened_again",
     "rename2",
 ]
 
@@ -49,6 +51,21 @@ def link_descriptor(fd: int, new: str | os.PathLike[str]) -> None:
     source = f"/proc/self/fd/{fd}".encode()
     target = os.fsencode(new)
     call("linkat", _AT_FDCWD, source, _AT_FDCWD, target, _AT_SYMLINK_FOLLOW, path=target)
+
+
+@contextlib.contextmanager
+def opened_again(fd: int, flags: int) -> Iterator[int]:
+    """The same file, opened for somebody else: position and flags belong to what was opened, and
+    what one does to them is not to concern another. The same descriptor where that is refused."""
+    try:
+        again = os.open(f"/proc/self/fd/{fd}", flags)
+    except OSError:
+        yield fd
+        return
+    try:
+        yield again
+    finally:
+        os.close(again)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
