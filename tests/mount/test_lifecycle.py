@@ -279,6 +279,50 @@ def test_crash_keep(image: Path, mountpoint: Path) -> None:
     assert find_mount(str(mountpoint)) is None
 
 
+@pytest.mark.requires("root")
+def test_commands_in_another_pid_namespace(image: Path, mountpoint: Path) -> None:
+    """They see no process of the mount, and take it for alive all the same."""
+    good("mount", image, mountpoint)
+    (row,) = listed(mountpoint)
+    unshare = ["unshare", "--mount", "--pid", "--fork", "--mount-proc"]
+    for words, shown in (
+        (["list"], True),
+        (["list", "--stale"], False),
+        (["clean", "--dry-run"], False),
+    ):
+        command = [*unshare, *COMMAND, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (str(mountpoint) in done.stdout) == shown
+        assert f"/{row['pid']}-{row['connection']}." not in done.stdout
+    assert [row["state"] for row in listed(mountpoint)] == ["mounted"]
+    assert (mountpoint / "size59").stat().st_size == 59
+    good("umount", mountpoint)
+
+
+@pytest.mark.requires("root", "ordinary-user")
+def test_root_believes_no_record_of_another_users_process(
+    image: Path, mountpoint: Path, ordinary_user: OrdinaryUser
+) -> None:
+    """A record in the user's directory with the number of a process of root."""
+    good("mount", image, mountpoint)
+    found = processes(good("stats", "--json", mountpoint))
+    (row,) = listed(mountpoint)
+    fields = {name: row[name] for name in row if name not in {"state", "uid"}}
+    own = Path(f"/tmp/penstock-{ordinary_user.uid}")
+    own.mkdir(mode=0o700)
+    try:
+        file = own / f"{found.broker}-1.json"
+        file.write_text(json.dumps(fields | {"connection": 1, "started": 0}))
+        for path in (own, file):
+            os.chown(path, ordinary_user.uid, ordinary_user.gid)
+        assert len(listed(mountpoint)) == 1
+    finally:
+        file.unlink()
+        own.rmdir()
+    good("umount", mountpoint)
+
+
 ISOLATED = """
 set -e
 mount -t tmpfs none /run

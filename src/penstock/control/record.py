@@ -26,7 +26,13 @@ from penstock.control.directory import (
     open_directory,
     remove_if_empty,
 )
-from penstock.control.process import RecordedProcess, open_process, pid_namespace, process_owner
+from penstock.control.process import (
+    FIRST_PID_NAMESPACE,
+    RecordedProcess,
+    open_process,
+    pid_namespace,
+    process_owner,
+)
 from penstock.sys.mountinfo import MountInfo, mounts
 from penstock.sys.process import process_start_time
 
@@ -67,7 +73,8 @@ class Record:
     keeper: int = 0
     """The process that unmounts when this one dies; 0: there is none."""
     pid_namespace: int = 0
-    """Inode number of the pid namespace in which these numbers are meant; 0 if not known."""
+    """Inode number of the pid namespace in which these numbers are meant; 0 if not known: it is
+    taken for the first."""
 
     @classmethod
     def of_this_process(
@@ -104,7 +111,8 @@ class Record:
     @property
     def is_local(self) -> bool:
         """Whether its processes are known here by the same numbers."""
-        return self.pid_namespace in {0, pid_namespace()}
+        here = pid_namespace()
+        return here in {0, self.pid_namespace or FIRST_PID_NAMESPACE}
 
 
 class State(enum.Enum):
