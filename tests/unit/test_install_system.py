@@ -287,6 +287,11 @@ def test_all_of_an_installation_is_looked_at(installation: Path, tmp_path: Path)
     (elsewhere / "file.py").touch()
     (packages / "more.pth").write_text(f"# a word\nimport os\n{tmp_path}/named\n")
     (tmp_path / "named").mkdir()
+    (elsewhere / "inner").mkdir()
+    (elsewhere / "inner" / "code.py").touch()
+    (packages / "penstock" / "further").symlink_to(elsewhere / "inner")
+    (packages / "penstock" / "round").symlink_to("..")
+    (packages / "penstock" / "missing").symlink_to(elsewhere / "none")
     for place in (
         packages / "penstock" / "inner",
         packages / "penstock" / "__init__.py",
@@ -296,6 +301,7 @@ def test_all_of_an_installation_is_looked_at(installation: Path, tmp_path: Path)
         installation / "bin",
         elsewhere,
         elsewhere / "file.py",
+        elsewhere / "inner" / "code.py",
         tmp_path / "named",
     ):
         assert changeable_installation(python) is None

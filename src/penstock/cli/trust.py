@@ -72,22 +72,36 @@ def changeable(path: str) -> str | None:
 
 
 def changeable_below(top: str) -> str | None:
-    """The same for all that is below a directory, and for the way to it."""
-    found = changeable(top)
-    if found is not None or not os.path.isdir(top):
-        return found
-    for directory, folders, files in os.walk(top):
-        for name in (*folders, *files):
-            place = os.path.join(directory, name)
-            info = os.lstat(place)
-            if stat.S_ISLNK(info.st_mode):
-                found = changeable(place)
-            else:
-                why = fault(info)
-                found = f"{place} {why}" if why is not None else None
-            if found is not None:
-                return found
+    """The same for all that is below a directory, or below one that a link there leads to, and for
+    the way to it. Where nothing is, it is asked of the directory in which it could be made."""
+    pending = [top]
+    seen = set()
+    while pending:
+        top = pending.pop()
+        real = os.path.realpath(top)
+        if real in seen:
+            continue
+        seen.add(real)
+        found = changeable(top) if os.path.exists(top) else _changeable_missing(real)
+        if found is not None:
+            return found
+        for directory, folders, files in os.walk(real):
+            for name in (*folders, *files):
+                place = os.path.join(directory, name)
+                info = os.lstat(place)
+                if not stat.S_ISLNK(info.st_mode):
+                    why = fault(info)
+                    if why is not None:
+                        return f"{place} {why}"
+                elif os.path.commonpath([real, os.path.realpath(place)]) != os.path.realpath(place):
+                    pending.append(place)
     return None
+
+
+def _changeable_missing(path: str) -> str | None:
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return changeable(path)
 
 
 def changeable_installation(python: str) -> str | None:
@@ -112,35 +126,30 @@ def changeable_installation(python: str) -> str | None:
 
 def _first(places: Iterable[str]) -> str | None:
     """What can be changed in the first of these places where something can."""
-    found = None
-    for place in places:
-        if os.path.lexists(place):
-            found = changeable_below(place)
-        else:  # who may write above it can make it
-            above = os.path.dirname(place)
-            while not os.path.lexists(above):
-                above = os.path.dirname(above)
-            found = changeable(above)
-        if found is not None:
-            break
-    return found
+    return next(filter(None, map(changeable_below, places)), None)
 
 
 def _started_with(python: str) -> Iterator[str]:
-    """What an interpreter reads before anybody can ask it: of a virtual environment, the
-    configuration, the packages, and directories that .pth files add."""
-    prefix = os.path.dirname(os.path.dirname(python))
-    configuration = f"{prefix}/pyvenv.cfg"
-    if not os.path.exists(configuration):
-        return
-    yield configuration
-    for packages in glob.glob(f"{glob.escape(prefix)}/lib*/python3*/site-packages"):
-        yield packages
-        for path in glob.glob(f"{glob.escape(packages)}/*.pth"):
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                for line in map(str.strip, file):
-                    if line and not line.startswith(("#", "import ", "import\t")):
-                        yield os.path.join(packages, line)
+    """What an interpreter reads before anybody can ask it: the configuration of a virtual
+    environment, packages, and the directories that .pth files add."""
+    for program in dict.fromkeys((python, os.path.realpath(python))):
+        folder = os.path.dirname(program)
+        prefix = os.path.dirname(folder)
+        for above in (folder, prefix):
+            if os.path.lexists(f"{above}/pyvenv.cfg"):
+                yield f"{above}/pyvenv.cfg"
+        for packages in glob.glob(f"{glob.escape(prefix)}/lib*/python3*/*-packages"):
+            yield packages
+            for path in glob.glob(f"{glob.escape(packages)}/*.pth"):
+                yield from _added(path)
+
+
+def _added(path: str) -> Iterator[str]:
+    """The directories that a .pth file adds."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        for line in map(str.strip, file):
+            if line and not line.startswith(("#", "import ", "import\t")):
+                yield os.path.join(os.path.dirname(path), line)
 
 
 def _asked(python: str) -> tuple[bool, list[str], list[str]]:
