@@ -118,6 +118,8 @@ def test_directories_of_others_are_refused(tmp_path: Path) -> None:
     assert files(tmp_path) == set()
     install(tmp_path, "--force")
     assert files(tmp_path) == EXPECTED
+    install(tmp_path, "--remove")
+    assert files(tmp_path) == set()
 
 
 def test_no_format_is_imported() -> None:

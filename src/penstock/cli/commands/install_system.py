@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     root = "" if root == "/" else root
     python = _python(arguments.python or sys.executable)
     wanted = list(items(_places(arguments), python, _names(arguments.alias)))
-    tree = Tree(root, force=arguments.force)
+    # What is taken away gives nobody anything, wherever it was put.
+    tree = Tree(root, force=arguments.force or arguments.remove)
     done: list[str] = []
     try:
         if arguments.remove:
