@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from penstock.control import runtime_directory
+from penstock.control.directory import remove_if_empty
 from penstock.sys.mountinfo import find_mount
-from penstock.sys.process import process_state
+from penstock.sys.process import process_start_time, process_state
 from tests.support.commands import COMMAND, good, is_gone, penstock, refused, wait_for
 from tests.support.images import copy_image
 from tests.support.ordinary import OrdinaryUser
@@ -310,7 +311,7 @@ def test_root_believes_no_record_of_another_users_process(
     (row,) = listed(mountpoint)
     fields = {name: row[name] for name in row if name not in {"state", "uid"}}
     own = Path(f"/tmp/penstock-{ordinary_user.uid}")
-    own.mkdir(mode=0o700)
+    own.mkdir(mode=0o700, exist_ok=True)
     try:
         file = own / f"{found.broker}-1.json"
         file.write_text(json.dumps(fields | {"connection": 1, "started": 0}))
@@ -319,8 +320,49 @@ def test_root_believes_no_record_of_another_users_process(
         assert len(listed(mountpoint)) == 1
     finally:
         file.unlink()
-        own.rmdir()
+        remove_if_empty(str(own))
     good("umount", mountpoint)
+
+
+@pytest.mark.requires("root", "ordinary-user", "fusermount3")
+@pytest.mark.parametrize("how", ["--abort", "--lazy"])
+def test_root_signals_no_process_that_a_user_names(
+    image: Path, ordinary_user: OrdinaryUser, dev_fuse_for_all: None, how: str
+) -> None:
+    """A user's mount, whose record he has rewritten."""
+    user = ordinary_user
+    copy = copy_image(image, user.home / "theirs.img")
+    copy.chmod(0o444)
+    place = user.folder("mnt")
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as victim:
+        try:
+            done = user.run([*user.penstock, "mount", str(copy), str(place)])
+            assert (done.returncode, done.stderr) == (0, "")
+            (row,) = listed(place)
+            found = processes(good("stats", "--json", place))
+            stop([victim.pid])
+            own = Path(f"/tmp/penstock-{user.uid}")
+            written = own / f"{row['pid']}-{row['connection']}.json"
+            fields = json.loads(written.read_text())
+            fields |= {"pid": victim.pid, "start_time": process_start_time(victim.pid)}
+            false = own / f"{victim.pid}-{row['connection']}.json"
+            false.write_text(json.dumps(fields))
+            os.chown(false, user.uid, user.gid)
+            written.unlink()
+            assert listed(place) == []
+            good("umount", how, place)
+            assert process_state(victim.pid) == "T"
+            assert find_mount(str(place)) is None
+            wait_for(found.are_gone, "end of the processes")
+        finally:
+            victim.kill()
+            for file in Path(f"/tmp/penstock-{user.uid}").glob(f"{victim.pid}-*"):
+                file.unlink()
+            remove_if_empty(f"/tmp/penstock-{user.uid}")
+            while find_mount(str(place)) is not None:
+                subprocess.run(["umount", "--lazy", str(place)], check=True)
+            place.rmdir()
+            copy.unlink()
 
 
 ISOLATED = """
