@@ -74,9 +74,7 @@ def serve_contained(
             )
             keeper.servers([peer.pidfd for peer in broker.peers])
             broker.on_connection = lambda number: _watch(broker, keeper, number, containment)
-            broker.on_unmounted = lambda: _watch(
-                broker, keeper, broker.connection, containment, mount_id=NO_MOUNT
-            )
+            broker.on_unmounted = lambda: _unmounted(broker, keeper, containment)
             _mount(arguments, words, broker, stack)
             control = _publish(arguments, broker, keeper, containment, stack)
             _watch(broker, keeper, broker.connection, containment)
@@ -206,6 +204,11 @@ def _watch(
         files=files if os.path.isdir(directory) else (),
         crash="keep" if containment.keep_crashed and broker.info is not None else "umount",
     )
+
+
+def _unmounted(broker: Broker, keeper: Keeper, containment: Containment) -> None:
+    if keeper.alive:  # nothing is lost without it any more
+        _watch(broker, keeper, broker.connection, containment, mount_id=NO_MOUNT)
 
 
 def _report(arguments: argparse.Namespace, outcome: Outcome) -> int:
