@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import socket
@@ -432,6 +433,16 @@ def test_old_records_are_read(directory: str, monkeypatch: pytest.MonkeyPatch) -
     assert [item.record for item in records([(directory, UID)])] == [rec]
     file.write_text(json.dumps(fields | {"keeper": "1"}))
     assert records([(directory, UID)]) == []
+
+
+def test_locks_that_nobody_holds_are_left_over(directory: str) -> None:
+    with open_directory(directory, UID, create=True):
+        for name in ("fe00-2a.lock", "fe00-2b.lock", "notes.lock"):
+            Path(directory, name).touch()
+        with open(Path(directory, "fe00-2b.lock")) as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            found = [item.name for item in find_leftovers([(directory, UID)])]
+    assert found == ["fe00-2a.lock"]
 
 
 def test_leftovers(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:

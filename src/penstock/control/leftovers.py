@@ -8,6 +8,7 @@ one of another pid namespace. Files that are not called as ours are not looked a
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,8 @@ from penstock.sys.process import process_start_time
 __all__ = ["Leftover", "find_leftovers", "remove_leftover"]
 
 _NAME: Final = re.compile(r"\.?((\d{1,9})-\d{1,9})\.(json|sock|new)")
+_LOCK: Final = re.compile(r"[\da-f]{1,32}-[\da-f]{1,32}\.lock")
+"""Of a mount point, while something is being mounted there."""
 _MAX_FILES: Final = 30_000
 
 
@@ -81,6 +84,8 @@ def _leftovers(fd: int, directory: str, uid: int) -> Iterator[Leftover]:
         match = _NAME.fullmatch(name)
         if match is not None:
             groups.setdefault(match[1], []).append(name)
+        elif _LOCK.fullmatch(name) and not _is_locked(fd, name):
+            yield Leftover(directory, uid, name, "")
     for stem, names in groups.items():
         record = read_record(fd, f"{stem}.json", uid)
         if record is None:
@@ -94,6 +99,21 @@ def _leftovers(fd: int, directory: str, uid: int) -> Iterator[Leftover]:
         if dead:
             mountpoint = "" if record is None else record.mountpoint
             yield from (Leftover(directory, uid, name, mountpoint) for name in names)
+
+
+def _is_locked(fd: int, name: str) -> bool:
+    """Whether somebody holds this lock; also if that cannot be told."""
+    try:
+        lock = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _has_listener(fd: int, name: str, uid: int) -> bool:

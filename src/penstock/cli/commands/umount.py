@@ -33,7 +33,7 @@ from penstock.control import (
 )
 from penstock.sys.mountinfo import MountInfo
 from penstock.sys.process import process_name
-from penstock.sys.unmount import abort_connection, detach, find_fuse_mount, unmount
+from penstock.sys.unmount import abort_connection, detach, find_fuse_mount, take_away
 
 __all__ = ["run"]
 
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _unmount(path: str, entry: MountInfo, listed: Listed | None, *, lazy: bool) -> None:
     try:
-        unmount(entry.mountpoint, lazy=lazy)
+        take_away(entry, lazy=lazy)
     except OSError as error:
         raise Failure(_reason(path, entry, error), ExitCode.MOUNT) from error
     if listed is None:
