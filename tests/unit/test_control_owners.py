@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
+from penstock.abi.process import FIRST_PID_NAMESPACE
 from penstock.cli import mounts as cli_mounts
 from penstock.cli.commands import list as list_command
 from penstock.cli.commands import stats as stats_command
 from penstock.cli.commands import umount as umount_command
 from penstock.cli.errors import ExitCode, Failure
 from penstock.control import (
-    FIRST_PID_NAMESPACE,
     PING,
     STATS,
     ControlClient,

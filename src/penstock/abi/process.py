@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers that concern processes: clone(2), unshare(2), prctl(2).
 
-From ``linux/sched.h``, ``linux/prctl.h`` and ``linux/securebits.h``.
+From ``linux/sched.h``, ``linux/prctl.h``, ``linux/securebits.h`` and ``linux/proc_ns.h``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,14 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-__all__ = ["PTHREAD_FLAGS", "CloneFlag", "Prctl", "Securebits"]
+__all__ = [
+    "FIRST_PID_NAMESPACE",
+    "FIRST_USER_NAMESPACE",
+    "PTHREAD_FLAGS",
+    "CloneFlag",
+    "Prctl",
+    "Securebits",
+]
 
 
 class CloneFlag(enum.IntFlag):
@@ -24,6 +31,10 @@ class CloneFlag(enum.IntFlag):
     NEWPID = 0x2000_0000
     NEWNET = 0x4000_0000
 
+
+FIRST_USER_NAMESPACE: Final = 0xEFFF_FFFD
+FIRST_PID_NAMESPACE: Final = 0xEFFF_FFFC
+"""The machine's own namespaces have these inode numbers on every Linux (linux/proc_ns.h)."""
 
 PTHREAD_FLAGS: Final = 0x003D_0F00
 """What C libraries give clone(2) for a thread: VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS,

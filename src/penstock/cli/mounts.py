@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
+from penstock.abi.process import FIRST_PID_NAMESPACE
 from penstock.cli.errors import ExitCode, Failure, explain
 from penstock.control import (
-    FIRST_PID_NAMESPACE,
     Listed,
     Record,
     State,

@@ -42,7 +42,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from penstock.abi.process import CloneFlag
+from penstock.abi.process import FIRST_PID_NAMESPACE, FIRST_USER_NAMESPACE, CloneFlag
 from penstock.abi.seccomp import Action
 from penstock.abi.syscalls import SYSCALLS
 from penstock.contain.filter import assemble
@@ -67,7 +67,7 @@ LAYERS: Final = (
 NOBODY: Final = 65534
 """User and group of a server that may choose."""
 
-_FIRST: Final = {"user": 0xEFFF_FFFD, "pid": 0xEFFF_FFFC}
+_FIRST: Final = {"user": FIRST_USER_NAMESPACE, "pid": FIRST_PID_NAMESPACE}
 """The machine's first namespaces have these numbers on every Linux."""
 
 _BORN_INTO: Final = ("user", "pid")

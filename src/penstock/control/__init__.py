@@ -13,7 +13,7 @@ Nothing here knows what a filesystem is: what the methods do is up to the handle
 from penstock.control.client import ControlClient
 from penstock.control.directory import runtime_directory
 from penstock.control.leftovers import Leftover, find_leftovers, remove_leftover
-from penstock.control.process import FIRST_PID_NAMESPACE, RecordedProcess, pid_namespace
+from penstock.control.process import RecordedProcess, pid_namespace
 from penstock.control.protocol import ABORT, PING, STATS, UNMOUNT, ControlError, ProtocolError
 from penstock.control.record import (
     Listed,
@@ -28,7 +28,6 @@ from penstock.control.server import ControlServer, Handler
 
 __all__ = [
     "ABORT",
-    "FIRST_PID_NAMESPACE",
     "PING",
     "STATS",
     "UNMOUNT",

@@ -14,20 +14,15 @@ import select
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from penstock.sys.process import process_start_time, process_state
 
 __all__ = [
-    "FIRST_PID_NAMESPACE",
     "RecordedProcess",
     "open_process",
     "pid_namespace",
     "process_owner",
 ]
-
-FIRST_PID_NAMESPACE: Final = 0xEFFF_FFFC
-"""PROC_PID_INIT_INO of <linux/proc_ns.h>: from there all processes are seen."""
 
 
 class RecordedProcess:

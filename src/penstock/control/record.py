@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
+from penstock.abi.process import FIRST_PID_NAMESPACE
 from penstock.control.directory import (
     all_directories,
     is_served,
@@ -27,7 +28,6 @@ from penstock.control.directory import (
     remove_if_empty,
 )
 from penstock.control.process import (
-    FIRST_PID_NAMESPACE,
     RecordedProcess,
     open_process,
     pid_namespace,

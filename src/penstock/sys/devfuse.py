@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from penstock.abi.fuse import DEV_IOC_CLONE, DEV_IOC_SYNC_INIT
+from penstock.abi.process import FIRST_PID_NAMESPACE
 
 __all__ = [
     "DEVICE",
@@ -25,8 +26,6 @@ __all__ = [
 
 DEVICE = "/dev/fuse"
 
-_FIRST_PID_NAMESPACE: Final = 0xEFFF_FFFC
-"""PROC_PID_INIT_INO of <linux/proc_ns.h>."""
 
 _INIT: Final = "1"
 """Serves no filesystem. There are machines whose first process not even root may look at."""
@@ -132,7 +131,7 @@ def _processes() -> Iterator[str]:
 
 def _sees_all_processes() -> bool:
     try:
-        return os.geteuid() == 0 and os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
+        return os.geteuid() == 0 and os.stat("/proc/self/ns/pid").st_ino == FIRST_PID_NAMESPACE
     except OSError:
         return False
 

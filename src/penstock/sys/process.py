@@ -9,11 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 from typing import Final
 
 __all__ = [
-    "kill_process",
     "process_name",
     "process_start_time",
     "process_state",
@@ -76,25 +74,6 @@ def wait_process_exit(pid: int, start_time: int, timeout: float) -> bool:
         poller = select.poll()
         poller.register(pidfd, select.POLLIN)
         return bool(poller.poll(max(0, int(timeout * 1000))))
-    finally:
-        os.close(pidfd)
-
-
-def kill_process(pid: int, start_time: int) -> None:
-    """Kill the process that was started at ``start_time``; no other, and none if it has ended.
-
-    Raises:
-        OSError: EPERM.
-    """
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError as error:
-        if error.errno in {errno.ESRCH, errno.EINVAL}:
-            return
-        raise
-    try:
-        if process_start_time(pid) == start_time:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     finally:
         os.close(pidfd)
 
