@@ -23,7 +23,6 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from penstock.broker.attach import (
@@ -80,6 +79,8 @@ _EXIT_SECONDS: Final = 1.0
 """How long between the end of a server's socket, that of its process and that of its connection."""
 _LAZY_SECONDS: Final = 1.0
 _MESSAGES_A_TURN: Final = 64
+_TICK: Final = 1.0
+"""Seconds between two looks at a connection of which nothing is heard otherwise."""
 _IMAGE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _LEVELS: Final = frozenset({logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR})
 
@@ -136,7 +137,7 @@ class Broker:
         self._fds: dict[int, Peer] = {}
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll.register(self._wake, select.POLLIN)
-        self._device = -1
+        self._device = self._table = -1
         self._attachment: Attachment | None = None
         self._connection: Connection | None = None
         self._gone = False
@@ -209,7 +210,8 @@ class Broker:
         self._tell_connection()  # fusermount3 has attached it by now
         attachment.create(self._shake_hands)
         self._tell_connection()
-        self._poll.register(self._device, 0)  # tells of its end alone
+        self._table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll.register(self._table, select.POLLPRI)  # tells of every mount and unmount
         assert self._connection is not None
         self._requests.start(
             self._device, self._connection, superblock_read_only=self._options.read_only
@@ -255,10 +257,10 @@ class Broker:
         for peer in self.peers:
             peer.close()
         self._requests.close()
-        for fd in (self._device, self._wake):
+        for fd in (self._device, self._wake, self._table):
             if fd >= 0:
                 os.close(fd)
-        self._device = self._wake = -1
+        self._device = self._wake = self._table = -1
 
     # From other threads
 
@@ -398,15 +400,22 @@ class Broker:
             _log.debug("a message to server %d was not taken: %s", peer.number, error)
 
     def _turn(self, timeout: float | None) -> None:
-        """Wait for something to happen, and see to it."""
-        for fd, _ in self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000):
+        """Wait for something to happen, and see to it.
+
+        The connection is looked at when a mount has come or gone, and every second, but not waited
+        for: whoever waits on it is woken by each request (fs/fuse/dev.c, fiq->waitq).
+        """
+        wait = timeout
+        if self._device >= 0 and not self._gone:
+            wait = _TICK if timeout is None else min(timeout, _TICK)
+        ready = self._poll.poll(None if wait is None else max(0.0, wait) * 1000)
+        if self._device >= 0 and not self._gone:
+            self._gone = self._wait_gone(0.0)
+        for fd, _ in ready:
             if fd == self._wake:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
-            elif fd == self._device:
-                self._poll.unregister(fd)
-                self._gone = True
-            else:
+            elif fd != self._table:
                 peer = self._fds.get(fd)
                 if peer is None:
                     continue  # dropped earlier in this turn
@@ -582,10 +591,5 @@ class Broker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
