@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The texts that tell what was tried: docs/security-matrix.md, and a summary in docs/security.md.
+"""The text that tells what was tried: a part of docs/security.md.
 
 What this kernel does not have, or its Landlock cannot do yet, stands there as promised.
 """
@@ -19,28 +19,27 @@ from tests.support.requirements import PROJECT
 
 __all__ = ["documents"]
 
-MATRIX: Final = PROJECT / "docs" / "security-matrix.md"
 SECURITY: Final = PROJECT / "docs" / "security.md"
 _PLACE: Final = re.compile(r"(<!-- begin: attacks[^>]*-->\n).*(<!-- end: attacks -->)", re.DOTALL)
 _COLUMNS: Final = (*LAYERS, BROKER)
 
 _INTRODUCTION: Final = """\
-# What a taken-over server can try
-
 Written by `python -m tests.support.attackmatrix`, as root, and compared with what is measured by
 `tests/root/test_containment.py`. The attempts are the functions of `tests/support/attack_*.py`.
 
 Each attempt is carried out by code that runs inside a server's process after its sandbox has
 closed, with all that a server holds: the image, its connection to the kernel, a pipe and the socket
-to the broker. What the layers are is told in [security.md](security.md).
+to the broker.
+"""
+
+_BOTH: Final = """\
+### No layer, and all layers
 
 A star: the attempt takes no system call but those that servers may make.
-
-## No layer, and all layers
 """
 
 _ALONE: Final = """\
-## One layer alone
+### One layer alone
 
 All other layers are off. A cross: this layer must stop the attempt by itself, and did. Elsewhere it
 may or may not; another layer answers for it. The last column is no layer of the sandbox, but what
@@ -53,8 +52,8 @@ def documents(rows: Sequence[Measured]) -> dict[Path, str]:
     """Each document, and its whole text."""
     table = _Table(rows)
     security = SECURITY.read_text(encoding="utf-8")
-    summary = _PLACE.sub(lambda found: found[1] + table.summary() + found[2], security)
-    return {MATRIX: table.matrices(), SECURITY: summary}
+    text = f"{_INTRODUCTION}\n{table.summary()}\n{table.matrices()}"
+    return {SECURITY: _PLACE.sub(lambda found: found[1] + text + found[2], security)}
 
 
 class _Table:
@@ -102,19 +101,17 @@ class _Table:
                 "|" + "--:|" * len(_COLUMNS),
                 f"| {' | '.join(counts)} |",
                 "",
-                "[Each attempt, and which layer stops it](security-matrix.md).",
-                "",
             ]
         )
 
     def matrices(self) -> str:
         """In full."""
-        lines = [_INTRODUCTION]
+        lines = [_BOTH]
         sections: dict[str, list[Attempt]] = {}
         for attempt in self.attempts.values():
             sections.setdefault(attempt.section, []).append(attempt)
         for title, group in sections.items():
-            lines += [f"### {title}", "", "| Attempt | What it does | System calls | No | All |"]
+            lines += [f"#### {title}", "", "| Attempt | What it does | System calls | No | All |"]
             lines += ["|---|---|---|---|---|", *map(self._row, group), ""]
         lines += [_ALONE, f"| Attempt | {' | '.join(f'`{layer}`' for layer in _COLUMNS)} |"]
         lines += ["|---|" + ":-:|" * len(_COLUMNS), *map(self._row_alone, self.attempts.values())]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carry all attempts out, and write docs/security-matrix.md and its summary in docs/security.md.
+"""Carry all attempts out, and write what came of them into docs/security.md.
 
-    python -m tests.support.attackmatrix            write the documents, say what is wrong
+    python -m tests.support.attackmatrix            write the document, say what is wrong
     python -m tests.support.attackmatrix --every    try each attempt against each layer, and list
                                                     those that stop it though it is not promised
 
