@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple, NoReturn
 from unittest import mock
 
+from penstock.abi.process import NOBODY
 from penstock.broker import launch
-from penstock.broker.launch import NOBODY
 from penstock.sys.capabilities import set_dumpable
 from penstock.sys.spawn import Spawned, spawn
 from tests.support.attackhost import Host, Place

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from penstock.sys.libc import libc, syscall
-from penstock.sys.process import process_start_time, wait_process_exit
+from penstock.sys.process import wait_pidfd
 
 __all__ = [
     "ATTEMPTS", "STRANGER", "Attempt", "Facts", "Held", "Stopped", "address", "call", "dies",
@@ -206,9 +206,14 @@ def dies(who: str) -> Confirm:
     """The process ``who`` of the facts must end, if it has not yet."""
 
     def ended(facts: Facts) -> bool:
-        pid = getattr(facts, who)
-        start = process_start_time(pid)
-        return start is None or wait_process_exit(pid, start, timeout=1)
+        try:
+            pidfd = os.pidfd_open(getattr(facts, who))
+        except ProcessLookupError:
+            return True
+        try:
+            return wait_pidfd(pidfd, 1.0)
+        finally:
+            os.close(pidfd)
 
     return ended
 

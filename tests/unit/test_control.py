@@ -36,6 +36,7 @@ from penstock.control import (
 )
 from penstock.control import server as server_module
 from penstock.control.directory import open_directory, runtime_directory
+from penstock.control.process import open_process
 from penstock.control.protocol import (
     MAX_REQUEST,
     METHOD_NOT_FOUND,
@@ -45,7 +46,7 @@ from penstock.control.protocol import (
 )
 from penstock.control.record import socket_name
 from penstock.sys import mountinfo
-from penstock.sys.process import process_name, process_start_time, wait_process_exit
+from penstock.sys.process import process_name, process_start_time
 
 UID = os.geteuid()
 
@@ -536,14 +537,19 @@ def test_processes() -> None:
         os._exit(0)
     begun = process_start_time(pid)
     assert begun is not None
-    assert not wait_process_exit(pid, begun, 0.01)
-    assert wait_process_exit(pid, begun + 1, 0.0)  # another process had that number
-    os.close(write_end)
-    os.close(read_end)
-    assert wait_process_exit(pid, begun, 10)
-    assert process_start_time(pid) is None  # a zombie is gone
-    os.waitpid(pid, 0)
-    assert wait_process_exit(pid, begun, 0)
+    with open_process(pid, begun + 1, os.geteuid()) as other:
+        assert other is None  # another process had that number
+    with open_process(pid, begun, os.geteuid()) as process:
+        assert process is not None
+        assert not process.wait(0.01)
+        os.close(write_end)
+        os.close(read_end)
+        assert process.wait(10)
+        assert process_start_time(pid) is None  # a zombie is gone
+        os.waitpid(pid, 0)
+        assert process.wait(0)
+    with open_process(pid, begun, os.geteuid()) as process:
+        assert process is None
     assert process_name(pid) == "?"
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers that concern processes: clone(2), unshare(2), prctl(2).
 
-From ``linux/sched.h``, ``linux/prctl.h``, ``linux/securebits.h`` and ``linux/proc_ns.h``.
+From ``linux/sched.h``, ``linux/prctl.h``, ``linux/securebits.h``,
+``linux/proc_ns.h`` and ``linux/highuid.h``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final
 __all__ = [
     "FIRST_PID_NAMESPACE",
     "FIRST_USER_NAMESPACE",
+    "NOBODY",
     "PTHREAD_FLAGS",
     "CloneFlag",
     "Prctl",
@@ -35,6 +37,10 @@ class CloneFlag(enum.IntFlag):
 FIRST_USER_NAMESPACE: Final = 0xEFFF_FFFD
 FIRST_PID_NAMESPACE: Final = 0xEFFF_FFFC
 """The machine's own namespaces have these inode numbers on every Linux (linux/proc_ns.h)."""
+
+NOBODY: Final = 65534
+"""User and group of whoever has no rights: what the kernel shows for ids that are not mapped
+(DEFAULT_OVERFLOWUID, linux/highuid.h)."""
 
 PTHREAD_FLAGS: Final = 0x003D_0F00
 """What C libraries give clone(2) for a thread: VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS,

@@ -43,15 +43,15 @@ from typing import Final, Self
 from penstock.abi.capability import Capability
 from penstock.abi.fuse import DEV_IOC_BACKING_CLOSE, DEV_IOC_BACKING_OPEN, BackingMap
 from penstock.abi.layout import pack
+from penstock.abi.process import NOBODY
 from penstock.broker.protocol import ProtocolError
 from penstock.sys.capabilities import keep_only, set_name
 from penstock.sys.credentials import use_files_as
 from penstock.sys.files import file_kind
-from penstock.sys.mountinfo import mounts
+from penstock.sys.mountinfo import mount_id_of, mounts
 
 __all__ = ["Backings", "BackingsStatistics"]
 
-_NOBODY: Final = 65534
 _MAX_UNCLOSED: Final = 256
 
 
@@ -192,12 +192,10 @@ def _mount_id(fd: int) -> int:
     Raises:
         OSError: EINVAL: /proc does not say.
     """
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
-        for line in info:
-            name, _, value = line.partition(b":")
-            if name == b"mnt_id":
-                return int(value)
-    raise OSError(errno.EINVAL, "the file's mount is not known")
+    number = mount_id_of(fd)
+    if not number:
+        raise OSError(errno.EINVAL, "the file's mount is not known")
+    return number
 
 
 class _Filesystems:
@@ -289,7 +287,7 @@ class _Helper:
 
 def _become_nobody() -> None:
     """Leave the calling thread with nobody's identity and the one right that registering takes."""
-    use_files_as(_NOBODY, _NOBODY)
+    use_files_as(NOBODY, NOBODY)
     keep_only((Capability.SYS_ADMIN,))
 
 

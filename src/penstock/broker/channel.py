@@ -30,18 +30,15 @@ import array
 import contextlib
 import os
 import socket
-import struct
 from collections.abc import Callable, Sequence
 from typing import Final, Self
 
-from penstock.abi.socket import SO_PASSRIGHTS
+from penstock.abi.socket import SO_PASSRIGHTS, UCRED
 from penstock.broker.protocol import MAX_MESSAGE, Body, Message, ProtocolError, decode, encode
 
 __all__ = ["Channel"]
 
-_UCRED: Final = struct.Struct("=iII")
 _INTS: Final = array.array("i").itemsize
-_MSG_CMSG_CLOEXEC: Final = 0x4000_0000
 
 Ancillary = Sequence[tuple[int, int, bytes]]
 
@@ -70,7 +67,7 @@ class Channel:
         self._space = 0
         if sender is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            self._space = socket.CMSG_SPACE(_UCRED.size)
+            self._space = socket.CMSG_SPACE(UCRED.size)
         self._sender_space = self._space
         if max_fds:
             self._space += socket.CMSG_SPACE(max_fds * _INTS)
@@ -143,10 +140,10 @@ class Channel:
 
     def _receive_packet(self) -> tuple[bytes, Ancillary, int, object]:
         try:
-            return self.sock.recvmsg(MAX_MESSAGE + 1, self._space, _MSG_CMSG_CLOEXEC)
+            return self.sock.recvmsg(MAX_MESSAGE + 1, self._space, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             # What was sent before the other side went is still to be had.
-            return self.sock.recvmsg(MAX_MESSAGE + 1, self._space, _MSG_CMSG_CLOEXEC)
+            return self.sock.recvmsg(MAX_MESSAGE + 1, self._space, socket.MSG_CMSG_CLOEXEC)
 
     def close(self) -> None:
         """Close the socket. Idempotent."""
@@ -173,6 +170,6 @@ def _descriptors(ancillary: Ancillary) -> tuple[int, ...]:
 def _sender(ancillary: Ancillary) -> int | None:
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-            pid, _, _ = _UCRED.unpack_from(data)
+            pid, _, _ = UCRED.unpack_from(data)
             return int(pid)
     return None

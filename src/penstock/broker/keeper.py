@@ -36,11 +36,11 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any, Final, Literal, NoReturn, Self
 
 from penstock.abi.capability import Capability
 from penstock.sys.capabilities import effective, keep_only, set_name
+from penstock.sys.process import wait_pidfd
 from penstock.sys.unmount import detach, find_fuse_mount
 
 __all__ = ["NO_MOUNT", "Keeper"]
@@ -110,7 +110,7 @@ class Keeper:
     @property
     def alive(self) -> bool:
         """Whether it is there; not after :meth:`dismiss`."""
-        return self._pidfd >= 0 and not _has_ended(self._pidfd, 0.0)
+        return self._pidfd >= 0 and not wait_pidfd(self._pidfd, 0.0)
 
     def servers(self, pidfds: Sequence[int]) -> None:
         """Processes to kill when the broker dies, in addition to those named before.
@@ -174,7 +174,7 @@ class Keeper:
         with contextlib.suppress(OSError):  # it was killed, and is not needed any more
             self._tell({"kind": "dismiss"})
         self._channel.close()
-        if not _has_ended(self._pidfd, _DISMISS_SECONDS):  # stopped by somebody, perhaps
+        if not wait_pidfd(self._pidfd, _DISMISS_SECONDS):  # stopped by somebody, perhaps
             _kill(self._pidfd)
         with contextlib.suppress(ChildProcessError):  # whoever waits for all children has seen it
             os.waitpid(self.pid, 0)
@@ -195,12 +195,7 @@ class Keeper:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.dismiss()
 
 
@@ -291,7 +286,7 @@ class _Watch:
             _kill(pidfd)
         deadline = time.monotonic() + _SERVERS_SECONDS
         for pidfd in self._servers:
-            _has_ended(pidfd, deadline - time.monotonic())
+            wait_pidfd(pidfd, deadline - time.monotonic())
         task = self._task
         if not task or task["crash"] == "keep":
             return
@@ -317,12 +312,6 @@ class _Watch:
         if directory.startswith(_TEMPORARY) and directory.count("/") == 2:
             with contextlib.suppress(OSError):  # others may have theirs there
                 os.rmdir(directory)
-
-
-def _has_ended(pidfd: int, seconds: float) -> bool:
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(max(0, int(seconds * 1000))))
 
 
 def _kill(pidfd: int) -> None:

@@ -22,7 +22,7 @@ import sys
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from penstock.abi.process import CloneFlag
+from penstock.abi.process import NOBODY, CloneFlag
 from penstock.sys.capabilities import io_flusher
 from penstock.sys.namespaces import namespace_ids
 from penstock.sys.spawn import IdMap, Spawned, spawn
@@ -30,9 +30,8 @@ from penstock.sys.spawn import IdMap, Spawned, spawn
 if TYPE_CHECKING:
     from penstock.broker.channel import Channel
 
-__all__ = ["NOBODY", "Launched", "launch", "stay_in_memory"]
+__all__ = ["Launched", "launch", "stay_in_memory"]
 
-NOBODY: Final = 65534
 _NEW: Final = CloneFlag.NEWUSER | CloneFlag.NEWPID
 _FORBIDDEN: Final = frozenset({errno.EPERM, errno.ENOSPC, errno.EINVAL, errno.EACCES, errno.EUSERS})
 _SOCKET_BYTES: Final = 256 * 1024

@@ -62,8 +62,9 @@ from penstock.broker.statistics import BrokerStatistics, ServerStatistics
 from penstock.fs import Connection
 from penstock.negotiate import Limits, Profile
 from penstock.sys.devfuse import clone, connection_of
-from penstock.sys.files import large_pipe, opened_again
+from penstock.sys.files import IMAGE_FLAGS, large_pipe, opened_again
 from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
+from penstock.sys.process import wait_pidfd
 from penstock.sys.unmount import find_fuse_mount, take_away
 
 __all__ = ["Broker", "Source"]
@@ -81,7 +82,6 @@ _LAZY_SECONDS: Final = 1.0
 _MESSAGES_A_TURN: Final = 64
 _TICK: Final = 1.0
 """Seconds between two looks at a connection of which nothing is heard otherwise."""
-_IMAGE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _LEVELS: Final = frozenset({logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR})
 
 
@@ -177,7 +177,7 @@ class Broker:
         self._check_layers()
         words = tuple(Word(*pair) for pair in source.words)
         for peer in self.peers:
-            with opened_again(source.fd, _IMAGE_FLAGS) as fd:
+            with opened_again(source.fd, IMAGE_FLAGS) as fd:
                 self._send(peer, Image(source.size, source.type, words), [fd])
         self._until(
             lambda: all(peer.ready is not None for peer in self.peers),
@@ -463,9 +463,7 @@ class Broker:
     def _hung_up(self, peer: Peer) -> None:
         """A server's socket is closed: its process ends now, or is ended."""
         self._forget(peer, peer.channel.fileno())
-        waiter = select.poll()
-        waiter.register(peer.pidfd, select.POLLIN)
-        if not waiter.poll(_EXIT_SECONDS * 1000):
+        if not wait_pidfd(peer.pidfd, _EXIT_SECONDS):
             if peer.state is not State.ENDED:
                 self._settle(Outcome(End.VIOLATION, "the server closed its socket and lived on"))
             peer.kill()

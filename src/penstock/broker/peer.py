@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import threading
 import time
@@ -49,6 +48,7 @@ from penstock.broker.protocol import (
     Welcome,
     kind_of,
 )
+from penstock.sys.process import wait_pidfd
 
 __all__ = ["ALL", "KILL_SECONDS", "RATES", "Peer", "Rate"]
 
@@ -249,9 +249,7 @@ class Peer:
             seconds: to wait for it. One that waits for a disk cannot even be killed.
         """
         if self.exit_status is None:
-            waiter = select.poll()
-            waiter.register(self.pidfd, select.POLLIN)
-            if not waiter.poll(seconds * 1000):
+            if not wait_pidfd(self.pidfd, seconds):
                 return False
             try:
                 _, status = os.waitpid(self.pid, 0)

@@ -46,13 +46,15 @@ def open_source(path: str, code: ExitCode = ExitCode.SYSTEM) -> int:
     Raises:
         Failure: with ``code``: it cannot be opened, or cannot be an image.
     """
+    from penstock.sys.files import IMAGE_FLAGS
+
     try:
         # Opening a device can have effects, and a fifo waits: so look before. And look again at
         # what was opened: whoever owns the directory may have put something else there.
         seen = os.stat(path).st_mode
         _check_image(path, seen, code)
         with contextlib.ExitStack() as undo:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            fd = os.open(path, IMAGE_FLAGS)
             undo.callback(os.close, fd)
             opened = os.fstat(fd).st_mode
             _check_image(path, opened, code)

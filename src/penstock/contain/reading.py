@@ -41,6 +41,7 @@ from penstock.broker.protocol import (
     Welcome,
     Word,
 )
+from penstock.sys.process import wait_pidfd
 from penstock.sys.reasons import explain
 
 if TYPE_CHECKING:
@@ -307,9 +308,7 @@ class _Server:
 
     def _gone(self) -> ServerFailure:
         """The server has ended, or has at least closed its socket."""
-        waiter = select.poll()
-        waiter.register(self.peer.pidfd, select.POLLIN)
-        if not waiter.poll(_EXIT_SECONDS * 1000):
+        if not wait_pidfd(self.peer.pidfd, _EXIT_SECONDS):
             return self.violation("it closes its connection")
         self.peer.reap()
         outcome = self.peer.outcome(oom_killed=oom_kills() > self._oom_kills)

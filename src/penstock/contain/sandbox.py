@@ -42,7 +42,12 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from penstock.abi.process import FIRST_PID_NAMESPACE, FIRST_USER_NAMESPACE, CloneFlag
+from penstock.abi.process import (
+    FIRST_PID_NAMESPACE,
+    FIRST_USER_NAMESPACE,
+    NOBODY,
+    CloneFlag,
+)
 from penstock.abi.seccomp import Action
 from penstock.abi.syscalls import SYSCALLS
 from penstock.contain.filter import assemble
@@ -63,9 +68,6 @@ LAYERS: Final = (
     "seccomp",
 )
 """In the order of closing."""
-
-NOBODY: Final = 65534
-"""User and group of a server that may choose."""
 
 _FIRST: Final = {"user": FIRST_USER_NAMESPACE, "pid": FIRST_PID_NAMESPACE}
 """The machine's first namespaces have these numbers on every Linux."""

@@ -48,7 +48,7 @@ from penstock.formats.source import device_size
 from penstock.servers import open_server
 from penstock.servers.ext4.server import open_ext4
 from penstock.session import Limits, Session
-from penstock.sys.files import large_pipe
+from penstock.sys.files import IMAGE_FLAGS, large_pipe
 from penstock.transport import DevFuse, Prepared
 
 __all__ = ["MountHelper", "Request", "Service", "inherited_socket"]
@@ -61,7 +61,6 @@ _DEVICE_NUMBER: Final = (10, 229)
 _MAX_PAGES: Final = 255
 """With a header they fill the largest pipe that a process without rights gets."""
 _GOODBYE_SECONDS: Final = 2.0
-_IMAGE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _LOADED: Final = (open_ext4,)
 """Servers are imported when they are first used; here that would be too late."""
 
@@ -457,8 +456,8 @@ def _open_image(helper: MountHelper, path: str) -> int:
     of; the rest may be a file."""
     if path.startswith("/dev/"):
         try:
-            return helper.open(path, _IMAGE_FLAGS, device=True, quiet=True)
+            return helper.open(path, IMAGE_FLAGS, device=True, quiet=True)
         except OSError as error:
             if error.errno != errno.ENOTBLK:
                 raise
-    return helper.open(path, _IMAGE_FLAGS)
+    return helper.open(path, IMAGE_FLAGS)

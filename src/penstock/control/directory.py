@@ -17,10 +17,10 @@ import errno
 import os
 import socket
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+
+from penstock.abi.socket import UCRED
 
 __all__ = [
     "all_directories",
@@ -31,8 +31,6 @@ __all__ = [
     "remove_if_empty",
     "runtime_directory",
 ]
-
-_UCRED: Final = struct.Struct("=iII")
 
 
 def runtime_directory(uid: int | None = None) -> str:
@@ -144,7 +142,7 @@ def is_served(fd: int, name: str, uid: int) -> bool:
 
 def peer_uid(sock: socket.socket) -> int:
     """The user at the other end of a connected socket."""
-    _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    _, uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
     return int(uid)
 
 

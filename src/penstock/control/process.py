@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from penstock.sys.process import process_start_time, process_state
+from penstock.sys.process import process_start_time, process_state, wait_pidfd
 
 __all__ = [
     "RecordedProcess",
@@ -44,9 +43,7 @@ class RecordedProcess:
 
     def wait(self, timeout: float) -> bool:
         """Whether it has ended, or does within ``timeout`` seconds."""
-        poller = select.poll()
-        poller.register(self._pidfd, select.POLLIN)
-        return bool(poller.poll(max(0, int(timeout * 1000))))
+        return wait_pidfd(self._pidfd, timeout)
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal; nothing happens if it has ended.

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from penstock.sys.libc import call
 
 __all__ = [
+    "IMAGE_FLAGS",
     "Dirent",
     "birth_time_ns",
     "fallocate",
@@ -38,6 +39,9 @@ _STATX_MODE_OFFSET: Final = 28
 _STATX_BTIME_OFFSET: Final = 80
 _DIRENT: Final = struct.Struct("<QqHB")
 _PIPE_SIZES: Final = (2 << 20, 1 << 20)
+
+IMAGE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+"""How an image is opened: whatever has been put in its place, that does not wait or take over."""
 
 
 def rename2(old: str | os.PathLike[str], new: str | os.PathLike[str], flags: int) -> None:

@@ -6,7 +6,6 @@ Specification: proc_pid_stat(5), pidfd_open(2).
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 from typing import Final
@@ -15,7 +14,7 @@ __all__ = [
     "process_name",
     "process_start_time",
     "process_state",
-    "wait_process_exit",
+    "wait_pidfd",
 ]
 
 _START_TIME: Final = 19
@@ -51,31 +50,11 @@ def process_name(pid: int) -> str:
         return "?"
 
 
-def wait_process_exit(pid: int, start_time: int, timeout: float) -> bool:
-    """Wait until the process that was started at ``start_time`` has ended.
-
-    Args:
-        pid: its number.
-        start_time: as :func:`process_start_time` gave it.
-        timeout: seconds to wait at most.
-
-    Returns:
-        False if it still runs after that time.
-    """
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError as error:
-        if error.errno in {errno.ESRCH, errno.EINVAL}:
-            return True
-        raise
-    try:
-        if process_start_time(pid) != start_time:
-            return True
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        return bool(poller.poll(max(0, int(timeout * 1000))))
-    finally:
-        os.close(pidfd)
+def wait_pidfd(pidfd: int, seconds: float) -> bool:
+    """Whether the process behind a descriptor has ended, or does within so many seconds."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(max(0, int(seconds * 1000))))
 
 
 def _stat(pid: int) -> list[bytes] | None:

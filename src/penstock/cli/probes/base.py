@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from penstock.sys.process import wait_pidfd
+
 __all__ = [
     "Attempt",
     "Finding",
     "attempt",
-    "capability",
     "file_text",
     "is_initial_user_namespace",
     "kernel_config",
@@ -127,9 +128,7 @@ def _end(pid: int) -> None:
             kill(number, signal.SIGKILL)
     pidfd = os.pidfd_open(pid)
     try:
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        if poller.poll(1000):
+        if wait_pidfd(pidfd, 1.0):
             os.waitpid(pid, 0)
     finally:
         os.close(pidfd)
@@ -143,14 +142,6 @@ def file_text(path: str) -> str | None:
             return file.read(65536).strip()
     except OSError:
         return None
-
-
-def capability(number: int) -> bool:
-    """Whether this process has a capability in effect."""
-    for line in (file_text("/proc/self/status") or "").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> number & 1)
-    return False
 
 
 def is_initial_user_namespace() -> bool:

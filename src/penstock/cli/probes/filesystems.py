@@ -13,23 +13,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from penstock.abi.capability import Capability
 from penstock.abi.mount import MountAttr, MountFlag
 from penstock.abi.process import CloneFlag
 from penstock.cli.errors import explain
 from penstock.cli.probes.base import (
     Finding,
     attempt,
-    capability,
     file_text,
     kernel_config,
 )
 from penstock.sys import mount as sysmount
 from penstock.sys import namespaces, probe
+from penstock.sys.capabilities import effective
 
 __all__ = ["erofs_image", "filesystem_findings"]
-
-_CAP_DAC_READ_SEARCH: Final = 2
-_CAP_SYS_ADMIN: Final = 21
 
 
 def filesystem_findings() -> list[Finding]:
@@ -84,7 +82,7 @@ def _erofs() -> list[Finding]:
     kernel = listed or built
     mount_it = "mount -t erofs as root" if kernel else "CONFIG_EROFS_FS"
     plain = Finding(
-        "erofs", "EROFS", kernel, bool(kernel) and capability(_CAP_SYS_ADMIN),
+        "erofs", "EROFS", kernel, bool(kernel) and Capability.SYS_ADMIN in effective(),
         "in /proc/filesystems" if listed else "not in /proc/filesystems",
         "/proc/filesystems, the kernel's configuration", "" if kernel else mount_it,
     )  # fmt: skip
@@ -125,7 +123,7 @@ def _mount_erofs(directory: str) -> bool:
 
 def _namespaces() -> CloneFlag:
     mount = CloneFlag.NEWNS
-    return mount if capability(_CAP_SYS_ADMIN) else mount | CloneFlag.NEWUSER
+    return mount if Capability.SYS_ADMIN in effective() else mount | CloneFlag.NEWUSER
 
 
 def _tmpfs_over_tmp() -> None:
@@ -240,7 +238,7 @@ def _idmapped() -> Finding:
     how = "a detached tmpfs given a user namespace's ids with mount_setattr"
 
     def trial() -> bool:
-        if not capability(_CAP_SYS_ADMIN):
+        if Capability.SYS_ADMIN not in effective():
             namespaces.unshare(CloneFlag.NEWUSER | CloneFlag.NEWNS)
         context = sysmount.fsopen("tmpfs")
         sysmount.fsconfig_create(context)
@@ -294,7 +292,7 @@ def _handles() -> Finding:
             how,
             "a filesystem with file handles",
         )
-    may = capability(_CAP_DAC_READ_SEARCH)
+    may = Capability.DAC_READ_SEARCH in effective()
     needs = "" if may else "opening by handle needs CAP_DAC_READ_SEARCH (root)"
     try:
         full = probe.file_handle_size(path, probe.AT_HANDLE_CONNECTABLE)

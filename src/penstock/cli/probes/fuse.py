@@ -11,26 +11,26 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any, Final
 
+from penstock.abi.capability import Capability
 from penstock.abi.fuse import InitFlag
 from penstock.cli.errors import explain
 from penstock.cli.probes.base import (
     Attempt,
     Finding,
     attempt,
-    capability,
     file_text,
     is_initial_user_namespace,
     kernel_symbol,
 )
 from penstock.cli.probes.connection import sync_init_supported, try_connection
 from penstock.sys import mount as sysmount
+from penstock.sys.capabilities import effective
 from penstock.sys.devfuse import DEVICE
 from penstock.sys.fusermount import find_fusermount
 from penstock.sys.probe import io_uring_supported
 
 __all__ = ["fuse_findings"]
 
-_CAP_SYS_ADMIN: Final = 21
 _ENABLE_URING: Final = "/sys/module/fuse/parameters/enable_uring"
 _ENABLE_IOMAP: Final = "/sys/module/fuse/parameters/enable_iomap"
 _MAX_PAGES: Final = "/proc/sys/fs/fuse/max_pages_limit"
@@ -168,7 +168,7 @@ def _passthrough(offer: Mapping[str, Any], how: str) -> Finding:
         return Finding("passthrough", title, False, False, "not offered", how, needs)
     needs = "CAP_SYS_ADMIN in the initial user namespace (root)"
     if offer["backing"] is None:
-        may = capability(_CAP_SYS_ADMIN) and is_initial_user_namespace()
+        may = Capability.SYS_ADMIN in effective() and is_initial_user_namespace()
         detail = "offered; registering backing files was not tried"
         return Finding("passthrough", title, True, may, detail, how, "" if may else needs)
     if offer["backing"] == 0:
