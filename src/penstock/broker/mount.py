@@ -37,7 +37,7 @@ from penstock.broker.handshake import answer_init
 from penstock.broker.launch import Launched
 from penstock.broker.options import Containment, MountOptions
 from penstock.broker.outcome import End, Outcome, ServerFailure, oom_kills
-from penstock.broker.peer import KILL_SECONDS, Peer
+from penstock.broker.peer import KILL_SECONDS, Peer, missing_layers
 from penstock.broker.protocol import (
     MAX_WORKERS,
     VERSION,
@@ -378,15 +378,7 @@ class Broker:
         return fd
 
     def _check_layers(self) -> None:
-        missing = {
-            layer.name: layer.detail
-            for peer in self.peers
-            for layer in peer.layers.values()
-            if not layer.in_force
-        }
-        if missing and self._containment.strict:
-            what = "; ".join(f"{name}: {detail}" for name, detail in missing.items())
-            raise ServerFailure(f"sandbox=strict: a layer is missing: {what}")
+        missing = missing_layers(self.peers, strict=self._containment.strict)
         for name, detail in missing.items():
             _log.info("the sandbox is without %s: %s", name, detail)
 

@@ -19,12 +19,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from penstock.broker.channel import Channel
 from penstock.broker.launch import Launched
-from penstock.broker.outcome import Outcome, judge_exit
+from penstock.broker.outcome import Outcome, ServerFailure, judge_exit
 from penstock.broker.protocol import (
     BECOMES,
     MAY_SEND,
@@ -50,7 +50,7 @@ from penstock.broker.protocol import (
 )
 from penstock.sys.process import wait_pidfd
 
-__all__ = ["ALL", "KILL_SECONDS", "RATES", "Peer", "Rate"]
+__all__ = ["ALL", "KILL_SECONDS", "RATES", "Peer", "Rate", "missing_layers"]
 
 
 class Rate(NamedTuple):
@@ -72,6 +72,28 @@ RATES: Final[dict[Kind, Rate]] = {
 KILL_SECONDS: Final = 5.0
 """How long a process may take to end that was killed."""
 _LARGEST_BLOCK: Final = 1 << 20
+
+
+def missing_layers(peers: Iterable[Peer], *, strict: bool) -> dict[str, str]:
+    """The layers of the sandbox that a server is without, and why.
+
+    Args:
+        peers: the servers.
+        strict: let none be missing.
+
+    Raises:
+        ServerFailure: one is missing, and none may be.
+    """
+    missing = {
+        layer.name: layer.detail
+        for peer in peers
+        for layer in peer.layers.values()
+        if not layer.in_force
+    }
+    if missing and strict:
+        what = "; ".join(f"{name}: {detail}" for name, detail in missing.items())
+        raise ServerFailure(f"sandbox=strict: a layer is missing: {what}")
+    return missing
 
 
 class _Bucket:

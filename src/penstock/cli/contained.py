@@ -21,26 +21,15 @@ from penstock.broker.mount import Broker, Source
 from penstock.broker.options import Containment
 from penstock.broker.outcome import End, Outcome, ServerFailure
 from penstock.broker.protocol import Ready
-from penstock.cli.errors import ExitCode, Failure, explain
+from penstock.cli.errors import ExitCode
 from penstock.cli.failures import CODES, server_failure
 from penstock.cli.images import open_source
-from penstock.cli.logs import warn
 from penstock.cli.mountoptions import mount_options, request_timeout
 from penstock.cli.mountpoints import claimed
 from penstock.cli.options import Words
-from penstock.control import (
-    ABORT,
-    PING,
-    STATS,
-    UNMOUNT,
-    ControlError,
-    ControlServer,
-    Handler,
-    Record,
-    runtime_directory,
-)
+from penstock.cli.publishing import mount_failure, publish, warn_of_image
+from penstock.control import ControlServer, Record, runtime_directory
 from penstock.negotiate import image_profile
-from penstock.sys.inuse import in_use
 from penstock.sys.notify import notify
 
 __all__ = ["serve_contained"]
@@ -75,8 +64,8 @@ def serve_contained(
             keeper.servers([peer.pidfd for peer in broker.peers])
             broker.on_connection = lambda number: _watch(broker, keeper, number, containment)
             broker.on_unmounted = lambda: _unmounted(broker, keeper, containment)
-            _mount(arguments, words, broker, stack)
-            control = _publish(arguments, broker, keeper, containment, stack)
+            image = _mount(arguments, words, broker, stack)
+            control = _publish(arguments, image, broker, keeper, containment, stack)
             _watch(broker, keeper, broker.connection, containment)
             # From here on a signal unmounts; until here it undoes what was done.
             end.on_wish = broker.ask
@@ -115,73 +104,39 @@ def _mount(
         image = Source(fd, size, arguments.type or "", tuple(words.server.items()))
         try:
             verdict = broker.judge(image)
-            for warning in verdict.warnings:
-                warn(f"{source}: {warning}")
-            user = in_use(fd)
-            if user is not None:
-                warn(f"{source}: is {user}: what is shown may be out of date or torn")
+            warn_of_image(source, fd, verdict.warnings)
             broker.mount()
         except ServerFailure as failure:
             raise server_failure(source, failure, words.server, ExitCode.MOUNT) from failure
         except OSError as error:
-            why = explain(error)
-            if "/dev/fuse" in str(error):
-                why += " (see penstock doctor)"
-            raise Failure(f"{arguments.mountpoint}: {why}", ExitCode.MOUNT) from error
+            raise mount_failure(arguments.mountpoint, error) from error
     return verdict
 
 
 def _publish(
     arguments: argparse.Namespace,
+    image: Ready,
     broker: Broker,
     keeper: Keeper,
     containment: Containment,
     stack: contextlib.ExitStack,
 ) -> ControlServer | None:
-    """Make the mount known to list, stats and umount. Without that it still works."""
-    ready = broker.peers[0].ready
     record = Record.of_this_process(
         mount_id=broker.info.mount_id if broker.info is not None else 0,
         connection=broker.connection,
         mountpoint=broker.mountpoint,
         source=os.path.realpath(arguments.source),
-        type=ready.type if ready is not None else "",
+        type=image.type,
         started=time.time(),
         keeper=keeper.pid,
     )
 
-    def statistics(_: dict[str, Any]) -> dict[str, Any]:
+    def statistics() -> dict[str, Any]:
         from penstock.cli.statistics import contained_statistics
 
-        return {
-            "statistics": contained_statistics(
-                broker.statistics(), record, strict=containment.strict
-            )
-        }
+        return contained_statistics(broker.statistics(), record, strict=containment.strict)
 
-    def unmount(parameters: dict[str, Any]) -> dict[str, Any]:
-        try:
-            broker.unmount(lazy=parameters.get("lazy") is True)
-        except OSError as error:
-            raise ControlError("org.penstock.Mount.Failed", {"message": explain(error)}) from error
-        return {}
-
-    def abort(_: dict[str, Any]) -> dict[str, Any]:
-        broker.abort()
-        return {}
-
-    handlers: dict[str, Handler] = {
-        PING: lambda _: {"pid": os.getpid()},
-        STATS: statistics,
-        UNMOUNT: unmount,
-        ABORT: abort,
-    }
-    try:
-        return stack.enter_context(ControlServer(record, handlers))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        warn(f"no control socket, so list and stats will not show it: {where}{explain(error)}")
-        return None
+    return publish(record, broker, statistics, stack)
 
 
 def _watch(

@@ -18,20 +18,11 @@ from penstock.cli.logs import warn
 from penstock.cli.mountoptions import mount_options
 from penstock.cli.mountpoints import claimed
 from penstock.cli.options import Words
+from penstock.cli.publishing import mount_failure, publish, warn_of_image
 from penstock.cli.statistics import statistics_of
-from penstock.control import (
-    ABORT,
-    PING,
-    STATS,
-    UNMOUNT,
-    ControlError,
-    ControlServer,
-    Handler,
-    Record,
-)
+from penstock.control import Record
 from penstock.serve import Mount, MountOptions, Stopped, ending, mount
 from penstock.servers import Server
-from penstock.sys.inuse import in_use
 from penstock.sys.notify import notify
 
 __all__ = ["serve_in_process"]
@@ -77,20 +68,13 @@ def _mount(
     stack.callback(os.close, fd)
     with claimed(arguments.mountpoint) as target:
         server = open_filesystem(arguments.source, fd, arguments.type, words.server, ExitCode.MOUNT)
-        for warning in server.warnings:
-            warn(f"{arguments.source}: {warning}")
-        user = in_use(fd)
-        if user is not None:
-            warn(f"{arguments.source}: is {user}: what is shown may be out of date or torn")
+        warn_of_image(arguments.source, fd, server.warnings)
         options = dataclasses.replace(options, read_only=options.read_only or server.read_only)
         try:
             trace = _log_request if arguments.debug else None
             mounted = mount(server.operations, target.path, options, trace, target.directory)
         except OSError as error:
-            why = explain(error)
-            if "/dev/fuse" in str(error):
-                why += " (see penstock doctor)"
-            raise Failure(f"{arguments.mountpoint}: {why}", ExitCode.MOUNT) from error
+            raise mount_failure(arguments.mountpoint, error) from error
         except ValueError as error:
             raise Failure(f"-o {explain(error)}", ExitCode.USAGE) from error
         stack.enter_context(mounted)
@@ -99,7 +83,6 @@ def _mount(
 
 
 def _publish(mounted: Mount, server: Server, source: str, stack: contextlib.ExitStack) -> None:
-    """Make the mount known to list, stats and umount. Without that it still works."""
     record = Record.of_this_process(
         mount_id=mounted.info.mount_id if mounted.info is not None else 0,
         connection=mounted.connection,
@@ -108,27 +91,4 @@ def _publish(mounted: Mount, server: Server, source: str, stack: contextlib.Exit
         type=server.type,
         started=time.time(),
     )
-    handlers: dict[str, Handler] = {
-        PING: lambda _: {"pid": os.getpid()},
-        STATS: lambda _: {"statistics": statistics_of(mounted.statistics(), record)},
-        UNMOUNT: lambda parameters: _unmount(mounted, lazy=parameters.get("lazy") is True),
-        ABORT: lambda _: _abort(mounted),
-    }
-    try:
-        stack.enter_context(ControlServer(record, handlers))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        warn(f"no control socket, so list and stats will not show it: {where}{explain(error)}")
-
-
-def _unmount(mounted: Mount, *, lazy: bool) -> dict[str, object]:
-    try:
-        mounted.unmount(lazy=lazy)
-    except OSError as error:
-        raise ControlError("org.penstock.Mount.Failed", {"message": explain(error)}) from error
-    return {}
-
-
-def _abort(mounted: Mount) -> dict[str, object]:
-    mounted.abort()
-    return {}
+    publish(record, mounted, lambda: statistics_of(mounted.statistics(), record), stack)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from penstock.broker.launch import Launched
 from penstock.broker.outcome import End, Outcome, ServerFailure, oom_kills
-from penstock.broker.peer import Peer
+from penstock.broker.peer import Peer, missing_layers
 from penstock.broker.protocol import (
     VERSION,
     Body,
@@ -211,10 +211,7 @@ class _Server:
     def send_image(self) -> None:
         """Once the sandbox is closed, send the image."""
         self.next(Welcome)
-        missing = [layer for layer in self.peer.layers.values() if not layer.in_force]
-        if missing and self._image.strict:
-            what = "; ".join(f"{layer.name}: {layer.detail}" for layer in missing)
-            raise ServerFailure(f"sandbox=strict: a layer is missing: {what}")
+        missing_layers([self.peer], strict=self._image.strict)
         fd = self._image.fd
         size = os.lseek(fd, 0, os.SEEK_END)
         words = tuple(
