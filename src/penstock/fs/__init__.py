@@ -19,7 +19,7 @@ from penstock.fs.attributes import (
     StatFs,
     StatxReply,
 )
-from penstock.fs.data import NULL_ADDR, Backing, Data, Mapped, Mapping, MappingType
+from penstock.fs.data import NULL_ADDR, Backing, Data, Mapped, Mapping, MappingType, WholeFile
 from penstock.fs.errors import FsError
 from penstock.fs.inodes import InodeTable
 from penstock.fs.operations import Connection, IoctlReply, Lock, Operations
@@ -55,4 +55,5 @@ __all__ = [
     "StatFs",
     "StatxReply",
     "Unique",
+    "WholeFile",
 ]

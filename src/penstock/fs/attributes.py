@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from penstock.abi.fuse import Attr, EntryOut, Kstatfs
+from penstock.fs.data import WholeFile
 from penstock.fs.types import FileHandle
 
 __all__ = [
@@ -154,8 +155,11 @@ class OpenReply(NamedTuple):
 
     fh: FileHandle
     flags: int = 0
-    """FOPEN_* (:class:`penstock.abi.fuse.FOpen`)."""
+    """FOPEN_* (:class:`penstock.abi.fuse.FOpen`); for when READ and WRITE will come."""
     backing_id: int = 0
+    whole: WholeFile | None = None
+    """Where the file lies, if the kernel may carry its data; the session decides, and fills in
+    ``flags`` and ``backing_id`` then."""
 
 
 class SetAttr(NamedTuple):

@@ -7,9 +7,10 @@ The vocabulary is the kernel's iomap. A filesystem says where data lies; a *data
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
-__all__ = ["NULL_ADDR", "Backing", "Data", "Mapped", "Mapping", "MappingType"]
+__all__ = ["NULL_ADDR", "Backing", "Data", "Mapped", "Mapping", "MappingType", "WholeFile"]
 
 NULL_ADDR: Final = 0xFFFF_FFFF_FFFF_FFFF
 """The address of a mapping that has none (IOMAP_NULL_ADDR)."""
@@ -58,3 +59,16 @@ class Backing(NamedTuple):
 Data = bytes | bytearray | memoryview | Mapped | Backing
 """What ``read`` answers. Bytes shorter than asked mean end of file; so does a ``Backing`` file
 that ends, and a ``Mapped`` whose ``length`` is less than was asked."""
+
+
+class WholeFile(NamedTuple):
+    """Where all of a file lies: what ``open`` may say, so that a data path can carry the file
+    without asking again (passthrough, lens)."""
+
+    source: Backing | Callable[[], Mapped | None]
+    """Another file, open now (it stays the filesystem's and may be closed once
+    :meth:`Operations.carried` is called or the file is released); or a function that gives the
+    mappings of the whole file when they are needed, ``length`` being the file's, or None where it
+    cannot be said."""
+    length: int
+    """Bytes of the file at present: small files are not worth it."""

@@ -256,6 +256,11 @@ class Operations:
         copy it before returning a Pending. ``write_flags``: WriteFlag."""
         raise _enosys()
 
+    def carried(self, nodeid: NodeId, fh: FileHandle) -> None:
+        """The kernel carries the data of this open file from now on: no READ and no WRITE will come
+        for ``fh``, and what was opened for them may be closed. Called before the answer to ``open``
+        or ``create`` is sent, and only where it gave :attr:`OpenReply.whole`."""
+
     def flush(self, ctx: Context, nodeid: NodeId, fh: FileHandle, lock_owner: int) -> Answer[None]:
         """A descriptor was closed (not the last one, maybe); release ``lock_owner``'s POSIX
         locks. An error is close(2)'s. ENOSYS: success, once."""
