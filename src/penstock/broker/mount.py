@@ -55,6 +55,7 @@ from penstock.broker.protocol import (
     State,
     Statistics,
     Stop,
+    Tree,
     Word,
 )
 from penstock.broker.requests import Requests
@@ -92,9 +93,9 @@ class Source(NamedTuple):
     """What the servers are given."""
 
     fd: int
-    """The image, open for reading; stays the caller's."""
-    size: int
-    """Bytes."""
+    """The image, open for reading, or the directory; stays the caller's."""
+    size: int | None
+    """Bytes; None: a directory, which the servers have had from the beginning."""
     type: str = ""
     words: tuple[tuple[str, str], ...] = ()
 
@@ -108,6 +109,7 @@ class Broker:
         profile: what kind of filesystem it is.
         launched: the servers, just started; owned from here on.
         containment: how to keep them.
+        tree: the directory that they are to serve, where it is not an image; stays the caller's.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Broker:
         profile: Profile,
         launched: Sequence[Launched],
         containment: Containment = _DEFAULT,
+        tree: int | None = None,
     ) -> None:
         self.mountpoint = os.fspath(mountpoint)
         """Its path; once it is attached, as the kernel has it."""
@@ -159,7 +162,8 @@ class Broker:
                 self._fds[fd] = peer
                 self._poll.register(fd, select.POLLIN)
             count = len(self.peers)
-            self._send(peer, Hello(VERSION, VERSION, Purpose.MOUNT, peer.number, count, level))
+            hello = Hello(VERSION, VERSION, Purpose.MOUNT, peer.number, count, level)
+            self._send(peer, hello, [] if tree is None else [tree])
 
     # The steps
 
@@ -177,6 +181,9 @@ class Broker:
         self._check_layers()
         words = tuple(Word(*pair) for pair in source.words)
         for peer in self.peers:
+            if source.size is None:
+                self._send(peer, Tree(source.type, words))
+                continue
             with opened_again(source.fd, IMAGE_FLAGS) as fd:
                 self._send(peer, Image(source.size, source.type, words), [fd])
         self._until(
@@ -357,7 +364,12 @@ class Broker:
         options = self._options
         workers = min(options.workers, MAX_WORKERS)
         body = Serve(
-            *connection, workers=workers, poll=str(options.poll), datapath=options.datapath
+            *connection,
+            workers=workers,
+            poll=str(options.poll),
+            datapath=options.datapath,
+            files="",
+            reasons=(),
         )
         with contextlib.ExitStack() as made:
             fds = [self._clone(made) for _ in range(workers)]

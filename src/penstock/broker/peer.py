@@ -45,6 +45,7 @@ from penstock.broker.protocol import (
     Serving,
     State,
     Statistics,
+    Tree,
     Welcome,
     kind_of,
 )
@@ -65,8 +66,6 @@ ALL: Final = Rate(50_000, 10_000)
 RATES: Final[dict[Kind, Rate]] = {
     Kind.LOG: Rate(100, 5),
     Kind.STATISTICS: Rate(32, 32),
-    Kind.BACKING_OPEN: Rate(20_000, 20_000),
-    Kind.BACKING_CLOSE: Rate(40_000, 40_000),
     Kind.INVALIDATE: Rate(10_000, 5_000),
 }
 KILL_SECONDS: Final = 5.0
@@ -136,8 +135,8 @@ class Peer:
         self.ready: Ready | None = None
         self.failed: Failed | None = None
         self.goodbye: EndReason | None = None
-        self.image_size = 0
-        """Bytes, as it was told."""
+        self.image_size: int | None = 0
+        """Bytes, as it was told; None: it has no image but a directory."""
         self.dropped = 0
         """Log lines that were too many."""
         self.unheard = 0
@@ -168,6 +167,8 @@ class Peer:
                 self._purpose = body.purpose
             elif isinstance(body, Image):
                 self.image_size = body.size
+            elif isinstance(body, Tree):
+                self.image_size = None
             self._become(kind_of(body))
 
     def _become(self, kind: Kind) -> None:
@@ -254,7 +255,10 @@ class Peer:
 
     def _check_place(self, body: Ready) -> None:
         size = self.image_size
-        if not 0 < body.length <= size or body.offset > size - body.length:
+        if size is None:
+            if body.offset or body.length:
+                raise ProtocolError("READY: a directory is no place in an image")
+        elif not 0 < body.length <= size or body.offset > size - body.length:
             raise ProtocolError(
                 f"READY: {body.length} bytes at {body.offset} of an image of {size} bytes"
             )

@@ -26,6 +26,7 @@ __all__ = [
     "MAX_MESSAGE",
     "MAX_WORKERS",
     "MAY_SEND",
+    "REGISTRY",
     "VERSION",
     "BackingClose",
     "BackingOpen",
@@ -34,6 +35,7 @@ __all__ = [
     "Description",
     "EndReason",
     "Ended",
+    "Extent",
     "Failed",
     "FailureCode",
     "GetStatistics",
@@ -44,7 +46,9 @@ __all__ = [
     "Kind",
     "Layer",
     "Log",
+    "Map",
     "Message",
+    "OpenRow",
     "ProtocolError",
     "Purpose",
     "Read",
@@ -57,6 +61,7 @@ __all__ = [
     "State",
     "Statistics",
     "Stop",
+    "Tree",
     "Verdict",
     "Welcome",
     "Word",
@@ -89,6 +94,7 @@ class Kind(enum.IntEnum):
     BACKING_REPLY = 6
     INVALIDATED = 7
     STOP = 8
+    TREE = 9
     WELCOME = 16
     READY = 17
     FAILED = 18
@@ -101,6 +107,7 @@ class Kind(enum.IntEnum):
     BACKING_CLOSE = 25
     INVALIDATE = 26
     ENDED = 27
+    MAP = 28
 
 
 class Purpose(enum.IntEnum):
@@ -146,9 +153,9 @@ class State(enum.Enum):
     STARTED = "started"
     """Nothing has come from it."""
     WELCOMED = "welcomed"
-    """It has closed its sandbox, and waits for the image."""
+    """It has closed its sandbox, and waits for the image, or for what to do with its directory."""
     JUDGING = "judging"
-    """It has the image."""
+    """It has the image or the directory."""
     DESCRIBING = "describing"
     """It has the image, and has only to say what it is."""
     READY = "ready"
@@ -167,7 +174,10 @@ class State(enum.Enum):
 
 
 class Hello(NamedTuple):
-    """The first message. The server answers with :class:`Welcome` once its sandbox is closed."""
+    """The first message. The server answers with :class:`Welcome` once its sandbox is closed.
+
+    For a server of a directory it comes with that directory's descriptor: the sandbox is closed
+    around it."""
 
     minimum: u16
     """Oldest version of the protocol that the broker speaks."""
@@ -198,11 +208,19 @@ class Image(NamedTuple):
     words: Annotated[tuple[Word, ...], Longest(64)]
 
 
+class Tree(NamedTuple):
+    """Serve the directory that came with :class:`Hello`."""
+
+    type: Name
+    words: Annotated[tuple[Word, ...], Longest(64)]
+
+
 class Serve(NamedTuple):
     """A connection to serve, its INIT answered.
 
     Comes with descriptors: one of /dev/fuse for each worker, then two of a pipe for each worker,
-    read end first.
+    read end first; and where ``files`` is not empty, the socket of the registry
+    (:data:`REGISTRY`).
     """
 
     minor: u32
@@ -218,6 +236,10 @@ class Serve(NamedTuple):
     """The word of ``-o poll=``."""
     datapath: Name
     """The word of ``-o datapath=``."""
+    files: Name
+    """The data path by which whole files can be carried, empty: none."""
+    reasons: Annotated[tuple[Reason, ...], Longest(16)]
+    """Why the other data paths for whole files are not there."""
 
 
 class Read(NamedTuple):
@@ -229,7 +251,7 @@ class GetStatistics(NamedTuple):
 
 
 class BackingReply(NamedTuple):
-    """The answer to :class:`BackingOpen` with the same serial."""
+    """The answer to :class:`BackingOpen` or :class:`Map` with the same serial."""
 
     error: u32
     """An errno; 0 = registered."""
@@ -329,6 +351,13 @@ class ReadRow(NamedTuple):
     bytes: u64
 
 
+class OpenRow(NamedTuple):
+    """How many opened files went one data path."""
+
+    datapath: Name
+    opens: u64
+
+
 class Reason(NamedTuple):
     """Why a data path is not taken."""
 
@@ -345,6 +374,7 @@ class Statistics(NamedTuple):
     datapath: Name
     requests: Annotated[tuple[RequestRow, ...], Longest(128)]
     reads: Annotated[tuple[ReadRow, ...], Longest(16)]
+    opens: Annotated[tuple[OpenRow, ...], Longest(16)]
     reasons: Annotated[tuple[Reason, ...], Longest(16)]
 
 
@@ -358,6 +388,28 @@ class BackingClose(NamedTuple):
     """The inode's backing file is not needed any more. Not answered."""
 
     node: u64
+
+
+class Extent(NamedTuple):
+    """``length`` bytes of a file from ``offset`` lie at ``address`` of the image."""
+
+    offset: u64
+    length: u64
+    address: u64
+
+
+class Map(NamedTuple):
+    """Register a file whose bytes lie in the image; what no extent covers is a hole.
+
+    A file of many extents takes several messages; the last is answered."""
+
+    node: u64
+    length: u64
+    """Bytes of the file."""
+    more: Annotated[bool, "B"]
+    """Whether another message goes on with the extents."""
+    extents: Annotated[tuple[Extent, ...], Longest(2048)]
+    """In ascending order, none over another."""
 
 
 class Invalidate(NamedTuple):
@@ -377,9 +429,9 @@ class Ended(NamedTuple):
 
 
 Body = (
-    Hello | Image | Serve | Read | GetStatistics | BackingReply | Invalidated | Stop
+    Hello | Image | Tree | Serve | Read | GetStatistics | BackingReply | Invalidated | Stop
     | Welcome | Ready | Failed | Description | Serving | Log | Verdict | Statistics
-    | BackingOpen | BackingClose | Invalidate | Ended
+    | BackingOpen | BackingClose | Map | Invalidate | Ended
 )  # fmt: skip
 
 
@@ -393,9 +445,10 @@ class _Rule(NamedTuple):
 
 _ONE: Final = range(1, 2)
 _RULES: Final[dict[Kind, _Rule]] = {
-    Kind.HELLO: _Rule(Hello),
+    Kind.HELLO: _Rule(Hello, range(2)),
     Kind.IMAGE: _Rule(Image, _ONE),
-    Kind.SERVE: _Rule(Serve, range(3, 3 * MAX_WORKERS + 1)),
+    Kind.TREE: _Rule(Tree),
+    Kind.SERVE: _Rule(Serve, range(3, 3 * MAX_WORKERS + 2)),
     Kind.READ: _Rule(Read, _ONE),
     Kind.GET_STATISTICS: _Rule(GetStatistics),
     Kind.BACKING_REPLY: _Rule(BackingReply),
@@ -411,6 +464,7 @@ _RULES: Final[dict[Kind, _Rule]] = {
     Kind.STATISTICS: _Rule(Statistics),
     Kind.BACKING_OPEN: _Rule(BackingOpen, _ONE),
     Kind.BACKING_CLOSE: _Rule(BackingClose),
+    Kind.MAP: _Rule(Map),
     Kind.INVALIDATE: _Rule(Invalidate),
     Kind.ENDED: _Rule(Ended),
 }
@@ -424,20 +478,21 @@ MAY_SEND: Final[dict[State, frozenset[Kind]]] = {
     State.DESCRIBING: frozenset({Kind.DESCRIPTION, Kind.ENDED, *_ANYTIME}),
     State.READY: frozenset(_ANYTIME),
     State.STARTING: frozenset({Kind.SERVING, *_ANYTIME}),
-    State.SERVING: frozenset(
-        {
-            Kind.LOG, Kind.STATISTICS, Kind.BACKING_OPEN, Kind.BACKING_CLOSE, Kind.INVALIDATE,
-            Kind.ENDED,
-        }
-    ),
+    State.SERVING: frozenset({Kind.LOG, Kind.STATISTICS, Kind.INVALIDATE, Kind.ENDED}),
     State.READING: frozenset({Kind.LOG, Kind.VERDICT, Kind.ENDED}),
     State.ENDED: frozenset(),
-}  # fmt: skip
+}
 """What a server may send in each state."""
+
+REGISTRY: Final = frozenset({Kind.BACKING_OPEN, Kind.BACKING_CLOSE, Kind.MAP})
+"""What a server may send through the socket of the registry, while it serves. It is another than
+the one that everything else goes through, so that nobody waits there for anything but files."""
 
 BECOMES: Final[dict[State, dict[Kind, State]]] = {
     State.STARTED: {Kind.WELCOME: State.WELCOMED, Kind.FAILED: State.ENDED},
-    State.WELCOMED: {Kind.IMAGE: State.JUDGING, Kind.FAILED: State.ENDED},
+    State.WELCOMED: {
+        Kind.IMAGE: State.JUDGING, Kind.TREE: State.JUDGING, Kind.FAILED: State.ENDED,
+    },
     State.JUDGING: {Kind.READY: State.READY, Kind.FAILED: State.ENDED},
     State.DESCRIBING: {Kind.FAILED: State.ENDED, Kind.ENDED: State.ENDED},
     State.READY: {

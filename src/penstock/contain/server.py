@@ -292,6 +292,7 @@ class _Kernel:
                 for name, row in session.requests.items()
             ),
             tuple(ReadRow(name, row.reads, row.bytes) for name, row in paths.reads.items()),
+            (),
             tuple(Reason(name, text) for name, text in paths.reasons.items()),
         )
 
