@@ -12,7 +12,11 @@ tmpfs. Run them on your own filesystem, mounted by another process than the one 
             print(outcome.case.subject, outcome.case.name, outcome.error, sep=": ")
 
 or as parameters of a test of your own: ``posix.CASES`` is a list of :class:`Case`. :data:`NEEDS`
-lists what some cases need and not every filesystem has. Subjects are the modules of this package.
+lists what some cases need and not every filesystem has, :func:`probe` finds out which of it is
+absent. Subjects are the modules of this package. :data:`READ_CASES` are for filesystems that cannot
+be written to: they look at a tree that :func:`prepare` has made where one can.
+
+From the command line: ``python -m penstock.testing.posix DIR``.
 """
 
 from penstock.testing.posix import (  # each module registers its cases
@@ -26,19 +30,38 @@ from penstock.testing.posix import (  # each module registers its cases
     renames,
     xattrs,
 )
+from penstock.testing.posix.needs import NEEDS
 from penstock.testing.posix.peer import Peer
+from penstock.testing.posix.probe import probe
 from penstock.testing.posix.registry import CASES as _CASES
-from penstock.testing.posix.registry import NEEDS, Case, Outcome, case, equal, fails, holds, run
+from penstock.testing.posix.registry import READ_CASES as _READ_CASES
+from penstock.testing.posix.registry import (
+    Case,
+    Outcome,
+    case,
+    equal,
+    fails,
+    holds,
+    outcomes,
+    read_case,
+    run,
+)
+from penstock.testing.posix.tree import absent_of, prepare
 
 CASES: tuple[Case, ...] = tuple(_CASES)
-"""All cases."""
+"""All cases that write."""
+
+READ_CASES: tuple[Case, ...] = tuple(_READ_CASES)
+"""All cases of the read-only half."""
 
 __all__ = [
     "CASES",
     "NEEDS",
+    "READ_CASES",
     "Case",
     "Outcome",
     "Peer",
+    "absent_of",
     "attributes",
     "case",
     "directories",
@@ -50,6 +73,10 @@ __all__ = [
     "locking",
     "mappings",
     "names",
+    "outcomes",
+    "prepare",
+    "probe",
+    "read_case",
     "renames",
     "run",
     "xattrs",

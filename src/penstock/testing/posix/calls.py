@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -17,27 +20,60 @@ from penstock.sys.files import (
     link_descriptor,
     rename2,
 )
+from penstock.sys.libc import call
 
 __all__ = [
     "EXCHANGE",
+    "FALLOC_COLLAPSE_RANGE",
+    "FALLOC_INSERT_RANGE",
     "FALLOC_KEEP_SIZE",
     "FALLOC_PUNCH_HOLE",
+    "FALLOC_ZERO_RANGE",
+    "FS_APPEND_FL",
+    "FS_IMMUTABLE_FL",
     "NOREPLACE",
+    "UTIME_NOW",
+    "UTIME_OMIT",
     "WHITEOUT",
     "Dirent",
     "birth_time_ns",
+    "clone",
+    "clone_range",
     "fallocate",
+    "file_handle",
     "getdents",
+    "getxattr_into",
+    "inode_flags",
     "link_descriptor",
+    "listxattr_into",
+    "open_handle",
     "opened",
     "rename2",
+    "set_inode_flags",
+    "syncfs",
+    "utimens",
 ]
 
 NOREPLACE: Final = 1
 EXCHANGE: Final = 2
 WHITEOUT: Final = 4
-FALLOC_KEEP_SIZE: Final = 1
-FALLOC_PUNCH_HOLE: Final = 2
+FALLOC_KEEP_SIZE: Final = 0x01
+FALLOC_PUNCH_HOLE: Final = 0x02
+FALLOC_COLLAPSE_RANGE: Final = 0x08
+FALLOC_ZERO_RANGE: Final = 0x10
+FALLOC_INSERT_RANGE: Final = 0x20
+UTIME_NOW: Final = (1 << 30) - 1
+UTIME_OMIT: Final = (1 << 30) - 2
+FS_IMMUTABLE_FL: Final = 0x10
+FS_APPEND_FL: Final = 0x20
+
+_AT_FDCWD: Final = -100
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_FICLONE: Final = 0x4004_9409
+_FICLONERANGE: Final = 0x4020_940D
+_FS_IOC_GETFLAGS: Final = 0x8008_6601
+_FS_IOC_SETFLAGS: Final = 0x4008_6602
+_HANDLE_BYTES: Final = 128
 
 
 @contextlib.contextmanager
@@ -48,3 +84,66 @@ def opened(path: Path | str, flags: int = os.O_RDONLY, mode: int = 0o644) -> Ite
         yield fd
     finally:
         os.close(fd)
+
+
+def utimens(
+    path: Path, atime: tuple[int, int], mtime: tuple[int, int], *, follow: bool = True
+) -> None:
+    """utimensat(2) with its own arguments: (seconds, nanoseconds or UTIME_*) each."""
+    times = struct.pack("qqqq", *atime, *mtime)
+    flags = 0 if follow else _AT_SYMLINK_NOFOLLOW
+    call("utimensat", _AT_FDCWD, os.fsencode(path), times, flags, path=os.fsencode(path))
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2)."""
+    call("syncfs", fd)
+
+
+def getxattr_into(path: Path, name: str, size: int) -> int:
+    """getxattr(2) with a buffer of ``size`` bytes: the length of the value."""
+    buffer = ctypes.create_string_buffer(max(size, 1))
+    words = (os.fsencode(path), name.encode(), buffer, ctypes.c_size_t(size))
+    return call("getxattr", *words)
+
+
+def listxattr_into(path: Path, size: int) -> int:
+    """listxattr(2) with a buffer of ``size`` bytes: the length of the list."""
+    buffer = ctypes.create_string_buffer(max(size, 1))
+    return call("listxattr", os.fsencode(path), buffer, ctypes.c_size_t(size))
+
+
+def inode_flags(fd: int) -> int:
+    """FS_*_FL of an open file."""
+    buffer = bytearray(8)
+    fcntl.ioctl(fd, _FS_IOC_GETFLAGS, buffer)
+    return int(struct.unpack_from("I", buffer)[0])
+
+
+def set_inode_flags(fd: int, flags: int) -> None:
+    """Give an open file its FS_*_FL."""
+    fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("Q", flags))
+
+
+def clone(target: int, source: int) -> None:
+    """FICLONE: have a file share all blocks of another."""
+    fcntl.ioctl(target, _FICLONE, source)
+
+
+def clone_range(target: int, source: int, offset: int, length: int, to: int) -> None:
+    """FICLONERANGE: have a file share some blocks of another."""
+    fcntl.ioctl(target, _FICLONERANGE, struct.pack("qQQQ", source, offset, length, to))
+
+
+def file_handle(path: Path) -> bytes:
+    """name_to_handle_at(2): a name for a file that outlives its names."""
+    buffer = ctypes.create_string_buffer(struct.pack("Ii", _HANDLE_BYTES, 0), 8 + _HANDLE_BYTES)
+    mount = ctypes.c_int()
+    call("name_to_handle_at", _AT_FDCWD, os.fsencode(path), buffer, ctypes.byref(mount), 0)
+    (length,) = struct.unpack_from("I", buffer)
+    return buffer.raw[: 8 + length]
+
+
+def open_handle(mount: int, handle: bytes, flags: int = os.O_RDONLY) -> int:
+    """open_by_handle_at(2); ``mount`` is any open file of the filesystem."""
+    return call("open_by_handle_at", mount, handle, flags)

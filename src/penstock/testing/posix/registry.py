@@ -3,32 +3,34 @@
 
 A case is a function that gets an empty directory on the filesystem under test and raises
 AssertionError where the filesystem does not do as POSIX or Linux says. Its docstring is the rule.
+A case of the read-only half gets the tree that was prepared instead, and changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["CASES", "NEEDS", "Case", "Outcome", "case", "equal", "fails", "holds", "run"]
+from penstock.testing.posix.needs import NEEDS
 
-NEEDS: Final = {
-    "root": "the rights of root",
-    "others": "root, and a filesystem that other users may enter (allow_other)",
-    "devices": "device nodes can be made",
-    "xattr": "extended attributes",
-    "acl": "POSIX access control lists",
-    "tmpfile": "O_TMPFILE",
-    "whiteout": "RENAME_WHITEOUT",
-    "holes": "sparse files with SEEK_DATA, SEEK_HOLE, fallocate and hole punching",
-    "btime": "statx gives the time of birth",
-    "locks": "locks that are seen between processes",
-    "suid": "a mount without nosuid",
-}
-"""What a case may need beyond plain files, and what that means."""
+__all__ = [
+    "CASES",
+    "READ_CASES",
+    "Case",
+    "Outcome",
+    "case",
+    "equal",
+    "fails",
+    "holds",
+    "outcomes",
+    "read_case",
+    "run",
+]
 
 
 class Case(NamedTuple):
@@ -39,6 +41,8 @@ class Case(NamedTuple):
     rule: str
     function: Callable[[Path], None]
     needs: frozenset[str]
+    writes: bool = True
+    """Whether it gets an empty directory to write to, or else the prepared tree."""
 
 
 class Outcome(NamedTuple):
@@ -49,46 +53,78 @@ class Outcome(NamedTuple):
 
 
 CASES: Final[list[Case]] = []
-"""All cases, in the order of their modules."""
+"""All cases that write, in the order of their modules."""
+
+READ_CASES: Final[list[Case]] = []
+"""All cases of the read-only half, in the order of their modules."""
+
+_Function = Callable[[Path], None]
 
 
-def case(*needs: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
-    """Decorator: make a function a case; ``needs`` are keys of :data:`NEEDS`."""
+def case(*needs: str) -> Callable[[_Function], _Function]:
+    """Decorator: make a function a case; ``needs`` are keys of ``NEEDS``."""
+    return _register(CASES, needs, writes=True)
+
+
+def read_case(*needs: str) -> Callable[[_Function], _Function]:
+    """Decorator: make a function a case of the read-only half."""
+    return _register(READ_CASES, needs, writes=False)
+
+
+def _register(
+    cases: list[Case], needs: tuple[str, ...], *, writes: bool
+) -> Callable[[_Function], _Function]:
     unknown = set(needs) - NEEDS.keys()
     if unknown:
         raise ValueError(f"unknown needs: {', '.join(sorted(unknown))}")
 
-    def register(function: Callable[[Path], None]) -> Callable[[Path], None]:
+    def register(function: _Function) -> _Function:
         subject = function.__module__.rpartition(".")[2]
         rule = " ".join((function.__doc__ or "").split())
-        CASES.append(Case(subject, function.__name__, rule, function, frozenset(needs)))
+        name = function.__name__
+        cases.append(Case(subject, name, rule, function, frozenset(needs), writes))
         return function
 
     return register
 
 
 def run(root: Path, cases: Iterable[Case], *, without: Iterable[str] = ()) -> list[Outcome]:
-    """Run cases on a filesystem, each in a new directory below ``root``.
+    """Run cases on a filesystem.
 
     Args:
-        root: a directory on the filesystem, writable.
-        cases: usually :data:`CASES`.
-        without: keys of :data:`NEEDS` that the filesystem does not have: such cases are left out.
+        root: a directory on the filesystem, writable: each case has a new directory below it while
+            it runs. For cases of the read-only half: the tree that was prepared.
+        cases: usually ``CASES``.
+        without: keys of ``NEEDS`` that the filesystem does not have (as ``probe`` finds them): such
+            cases are left out.
     """
+    return list(outcomes(root, cases, without=without))
+
+
+def outcomes(
+    root: Path, cases: Iterable[Case], *, without: Iterable[str] = ()
+) -> Iterator[Outcome]:
+    """As :func:`run`, one by one."""
     absent = frozenset(without)
-    outcomes: list[Outcome] = []
     for each in cases:
-        if each.needs & absent:
-            continue
-        place = root / f"{each.subject}-{each.name}"
-        error: BaseException | None = None
-        try:
+        if not each.needs & absent:
+            yield Outcome(each, _try(each, root))
+
+
+def _try(each: Case, root: Path) -> Exception | None:
+    place = root / f"{each.subject}-{each.name}" if each.writes else root
+    try:
+        if each.writes:
             place.mkdir()
-            each.function(place)
-        except (AssertionError, OSError) as caught:
-            error = caught
-        outcomes.append(Outcome(each, error))
-    return outcomes
+        each.function(place)
+    except Exception as error:  # noqa: BLE001 - whatever a broken filesystem makes of a case
+        return error
+    finally:
+        if each.writes:
+            # What cannot be removed is in nobody's way: no other case has its name.
+            with contextlib.suppress(OSError):
+                shutil.rmtree(place)
+    return None
 
 
 def equal(actual: object, expected: object, what: str = "") -> None:
@@ -103,13 +139,17 @@ def holds(condition: object, what: str) -> None:
         raise AssertionError(f"expected: {what}")
 
 
-def fails(code: int, function: Callable[..., object], *args: object, **named: object) -> None:
-    """Raises AssertionError unless the call raises an OSError with the errno ``code``."""
-    wanted = errno.errorcode[code]
+def fails(
+    code: int | tuple[int, ...], function: Callable[..., object], *args: object, **named: object
+) -> None:
+    """Raises AssertionError unless the call raises an OSError with the errno ``code``, or one of
+    several where standards leave the choice."""
+    codes = code if isinstance(code, tuple) else (code,)
+    wanted = " or ".join(errno.errorcode[each] for each in codes)
     try:
         result = function(*args, **named)
     except OSError as error:
-        if error.errno != code:
+        if error.errno not in codes:
             got = errno.errorcode.get(error.errno or 0, str(error.errno))
             raise AssertionError(
                 f"{got} ({os.strerror(error.errno or 0)}), not {wanted}"
