@@ -2,7 +2,7 @@
 # penstock's commands for people. Everything is made in .venv and .cache inside this folder.
 #
 #   make demo     see it work            make test     run all tests
-#   make setup    only install           make bench    measure beside the kernel and fuse2fs
+#   make setup    only install           make bench    measure beside the kernel and others
 #
 # PYTHON=/path/to/python3 picks the interpreter (3.11 or later); ARGS="..." goes to pytest or bench.
 
@@ -22,13 +22,15 @@ ifneq ($(shell cat $(VENV)/.made-for 2>/dev/null),$(WANTED))
 .PHONY: $(STAMPS)
 endif
 
-.PHONY: help setup demo test bench lint format clean
+.PHONY: help setup demo test bench bench-peers lint format clean
 
 help:
 	@echo "make setup    install into .venv; the command is .venv/bin/penstock"
 	@echo "make demo     make an ext4 image, mount it, read it, unmount it"
 	@echo "make test     all tests (ARGS='-k name' to pick)"
-	@echo "make bench    measure beside the kernel's ext4 and fuse2fs (ARGS='--quick' for a short run)"
+	@echo "make bench    measure images beside the kernel's ext4 and fuse2fs, directories beside libfuse's"
+	@echo "              examples, pyfuse3 and mfusepy (ARGS='--quick' for a short run, 'image', 'mirror')"
+	@echo "make bench-peers  fetch and build those others into .cache/peers"
 	@echo "make lint     ruff, mypy and the import rules"
 	@echo "make format   let ruff rewrite the sources"
 	@echo "make clean    remove .venv, caches and built files"
@@ -52,6 +54,9 @@ test: $(VENV)/.ready-test
 
 bench: $(VENV)/.ready-bench
 	@$(VENV)/bin/python -m bench $(ARGS)
+
+bench-peers: $(VENV)/.ready-bench
+	@$(VENV)/bin/python -m bench.build_peers
 
 lint: $(VENV)/.ready-test
 	$(VENV)/bin/ruff check .
