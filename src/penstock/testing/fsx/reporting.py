@@ -10,7 +10,7 @@ from typing import Any
 
 from penstock.testing.fsx.model import Difference
 from penstock.testing.fsx.operations import KINDS, Operation
-from penstock.testing.fsx.running import Failure, Outcome, Step
+from penstock.testing.fsx.running import LOGGED, Failure, Outcome, Step
 from penstock.testing.fsx.world import Settings, label
 
 __all__ = ["as_json", "as_text", "command", "dump", "parse"]
@@ -107,11 +107,16 @@ def as_text(directory: str, outcome: Outcome, short: Sequence[Operation], saved:
     else:
         lines += _failure_lines(outcome.failure, told)
         if 0 < len(short) < outcome.failure.number:
-            lines += [f"{len(short)} operations that fail too:", *map(describe, short)]
+            lines.append(f"{len(short)} operations that fail too{':' if _shown(short) else ''}")
+            lines += map(describe, _shown(short))
         lines += ["to see it again:", f"  {command(directory, outcome.settings)}"]
         if saved is not None:
             lines.append(f"  {command(directory, outcome.settings, saved)}")
     return "\n".join(lines) + "\n"
+
+
+def _shown(short: Sequence[Operation]) -> Sequence[Operation]:
+    return short if len(short) <= LOGGED else ()
 
 
 def _failure_lines(failure: Failure, told: str) -> list[str]:

@@ -24,7 +24,7 @@ from penstock.testing.fsx.picking import Pick
 from penstock.testing.fsx.probe import probe, unit_of
 from penstock.testing.fsx.world import Settings, World, label
 
-__all__ = ["Failure", "Outcome", "Step", "run"]
+__all__ = ["LOGGED", "Failure", "Outcome", "Step", "run"]
 
 LOGGED: Final = 50
 """Operations that a report shows."""
