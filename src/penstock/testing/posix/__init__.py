@@ -20,14 +20,20 @@ From the command line: ``python -m penstock.testing.posix DIR``.
 """
 
 from penstock.testing.posix import (  # each module registers its cases
+    appending,
     attributes,
+    direct,
     directories,
     files,
     holes,
     locking,
     mappings,
     names,
+    permissions,
+    ranges,
     renames,
+    times,
+    truncating,
     xattrs,
 )
 from penstock.testing.posix.needs import NEEDS
@@ -62,8 +68,10 @@ __all__ = [
     "Outcome",
     "Peer",
     "absent_of",
+    "appending",
     "attributes",
     "case",
+    "direct",
     "directories",
     "equal",
     "fails",
@@ -74,10 +82,14 @@ __all__ = [
     "mappings",
     "names",
     "outcomes",
+    "permissions",
     "prepare",
     "probe",
+    "ranges",
     "read_case",
     "renames",
     "run",
+    "times",
+    "truncating",
     "xattrs",
 ]

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -24,13 +25,24 @@ class Peer:
     """A process that carries calls out. A context manager: leaving ends the process.
 
     Args:
-        user: numeric user (and group) to be, None: the same.
+        user: numeric user to be, None: the same.
+        group: numeric group, None: the number of the user.
+        groups: supplementary groups of another user.
+        umask: another umask.
     """
 
-    def __init__(self, user: int | None = None) -> None:
-        become: dict[str, Any] = {}
+    def __init__(
+        self,
+        user: int | None = None,
+        group: int | None = None,
+        groups: Sequence[int] = (),
+        umask: int = -1,
+    ) -> None:
+        become: dict[str, Any] = {"umask": umask}
         if user is not None:
-            become = {"user": user, "group": user, "extra_groups": []}
+            become["user"] = user
+            become["group"] = user if group is None else group
+            become["extra_groups"] = list(groups)
         self._process = subprocess.Popen(
             [sys.executable if user is None else "/usr/bin/python3", "-I", "-S", _PROGRAM],
             stdin=subprocess.PIPE,
