@@ -25,7 +25,7 @@ from penstock.abi.fuse import (
     ReadIn,
     StatxIn,
 )
-from penstock.datapath import ReadPaths
+from penstock.datapath import Paths
 from penstock.formats.errors import FormatError
 from penstock.formats.source import FileSource
 from penstock.servers.ext4 import Ext4Options
@@ -207,7 +207,7 @@ def opened(image: Image, *, verify: bool = True) -> Iterator[Kernel | None]:
                     raise BrokenPromise(f"open: message {str(error)!r}") from error
                 yield None
                 return
-            with MemoryTransport(server.operations, datapaths=ReadPaths("copy")) as transport:
+            with MemoryTransport(server.operations, datapaths=Paths("copy")) as transport:
                 kernel = Kernel(transport)
                 kernel.ask(requests.Init(_OFFER), 0)
                 yield kernel

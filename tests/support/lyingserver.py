@@ -55,7 +55,7 @@ def penstock_with(
         "from penstock.broker import launch\n"
         "from penstock.contain import reading\n"
         "from penstock.cli.main import main\n"
-        f"launch._start = lambda fds: launch.spawn({program!r}, fds=fds)\n"
+        f"launch._start = lambda fds, kind: launch.spawn({program!r}, fds=fds)\n"
         f"reading.OPENING_SECONDS, reading.REQUEST_SECONDS = {opening}, {request}\n"
         "sys.exit(main())\n"
     )
@@ -140,7 +140,7 @@ class Server:
         kind: Any = None,
     ) -> None:
         """Serve a tree; ``extra`` says by which further names the root's entries are listed."""
-        from penstock.datapath import ReadPaths
+        from penstock.datapath import Paths
         from penstock.transport.stream import StreamServer
         from tests.support.trees import Item, PlusTreeFilesystem
 
@@ -154,7 +154,7 @@ class Server:
                 return honest
 
         stream = self.stream()
-        StreamServer(Lying(tree), stream.fileno(), datapaths=ReadPaths("copy")).serve()
+        StreamServer(Lying(tree), stream.fileno(), datapaths=Paths("copy")).serve()
 
     def describe(self, *pieces: str, more: bool = False) -> None:
         """Send a description."""

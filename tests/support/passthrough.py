@@ -25,7 +25,7 @@ from penstock.broker.attach import open_connection
 from penstock.broker.backings import Backings, BackingsStatistics
 from penstock.broker.handshake import answer_init
 from penstock.broker.options import MountOptions
-from penstock.datapath import ReadPaths
+from penstock.datapath import Paths
 from penstock.fs import (
     ROOT,
     Attributes,
@@ -211,11 +211,11 @@ def _mount(
 
     attachment.create(shake_hands)
     if setting.as_root:
-        registry._become_nobody = lambda: None
+        registry.become_nobody = lambda: None
     backings = Backings(attachment.fd, superblock_read_only=setting.read_only, limit=setting.limit)
     undo.callback(backings.close)
     transport = DevFuse(attachment.fd, workers=1)
-    session = Session(folder, sink=transport, datapaths=ReadPaths("copy"))
+    session = Session(folder, sink=transport, datapaths=Paths("copy"))
     undo.callback(transport.close)
     transport.attach(session)
     session.adopt(found[0])

@@ -9,7 +9,7 @@ from typing import Any, Self, get_args, get_type_hints
 
 from penstock.abi.fuse import InitFlag, InitIn, Opcode
 from penstock.abi.layout import is_layout
-from penstock.datapath import ReadPaths
+from penstock.datapath import Paths
 from penstock.fs import Operations
 from penstock.transport import MemoryTransport
 from penstock.wire import (
@@ -51,7 +51,7 @@ class WireClient:
     """
 
     def __init__(self, filesystem: Operations, offered: int = OFFERED) -> None:
-        self.transport = MemoryTransport(filesystem, datapaths=ReadPaths("copy"))
+        self.transport = MemoryTransport(filesystem, datapaths=Paths("copy"))
         self.used: set[int] = set()
         self._unique = 0
         self.features = Features(setxattr_ext=False)

@@ -22,7 +22,7 @@ from penstock.cli.extract import Extractor, Preserve, Skipped
 from penstock.cli.main import main
 from penstock.cli.options import Words
 from penstock.client import Client
-from penstock.datapath import ReadPaths
+from penstock.datapath import Paths
 from penstock.fs import Context, FsError, NodeId
 from penstock.transport import MemoryTransport
 from tests.support.trees import Item, PlusTreeFilesystem, TreeFilesystem
@@ -54,7 +54,7 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Image:
     @contextmanager
     def open_client(_path: str, _type: str | None, _words: Words) -> Iterator[Client]:
         with (
-            MemoryTransport(made.filesystem, datapaths=ReadPaths("copy")) as transport,
+            MemoryTransport(made.filesystem, datapaths=Paths("copy")) as transport,
             Client(transport) as client,
         ):
             yield client

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from penstock.abi.fuse import Opcode
 from penstock.client import Client, Found, check_name
 from penstock.client.names import split_path
-from penstock.datapath import ReadPaths
+from penstock.datapath import Paths
 from penstock.fs import Answer, Attributes, Context, Entry, FsError, NodeId, Operations, Pending
 from penstock.transport import MemoryTransport
 from penstock.wire import decode_request, encode_error, encode_reply, replies
@@ -47,7 +47,7 @@ TREE: Final = make_tree()
 @contextmanager
 def client_of(filesystem: Operations) -> Iterator[Client]:
     with (
-        MemoryTransport(filesystem, datapaths=ReadPaths("copy")) as transport,
+        MemoryTransport(filesystem, datapaths=Paths("copy")) as transport,
         Client(transport) as client,
     ):
         yield client
@@ -215,7 +215,7 @@ def test_tree(client: Client, filesystem: TreeFilesystem) -> None:
 
 def test_every_lookup_is_given_back(filesystem: TreeFilesystem) -> None:
     with (
-        MemoryTransport(filesystem, datapaths=ReadPaths("copy")) as transport,
+        MemoryTransport(filesystem, datapaths=Paths("copy")) as transport,
         Client(transport) as client,
     ):
         walk(client)
@@ -390,7 +390,7 @@ class Scripted:
     """A transport that answers INIT and GETATTR properly and the rest from a function."""
 
     def __init__(self, answer: Callable[[int, int], bytes | None]) -> None:
-        self.filesystem = MemoryTransport(TreeFilesystem({"a": b"x"}), datapaths=ReadPaths("copy"))
+        self.filesystem = MemoryTransport(TreeFilesystem({"a": b"x"}), datapaths=Paths("copy"))
         self.answer = answer
 
     def call(self, message: bytes) -> bytes | None:

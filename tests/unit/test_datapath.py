@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.datapath import ReadPaths, file_ranges
+from penstock.datapath import Paths, file_ranges
 from penstock.datapath.choose import SPLICE_FROM
 from penstock.fs import Backing, FsError, Mapped, Mapping, MappingType
 from penstock.session import ZEROS, FileRange
@@ -90,7 +90,7 @@ def test_ranges_hold_the_bytes_that_the_mappings_name(
 
 
 def test_auto_splices_large_reads_and_copies_small_ones() -> None:
-    paths = ReadPaths("auto")
+    paths = Paths("auto")
     big = Mapped((Mapping(0, SPLICE_FROM, HOLE),), SPLICE_FROM)
     small = Mapped((Mapping(0, SPLICE_FROM, HOLE),), SPLICE_FROM - 1)
     assert paths.mapped(big, 0, []).splice
@@ -104,13 +104,13 @@ def test_auto_splices_large_reads_and_copies_small_ones() -> None:
 
 def test_a_word_forces_its_path() -> None:
     data = Mapped((Mapping(0, 1 << 20, HOLE),), 1 << 20)
-    assert not ReadPaths("copy").mapped(data, 0, []).splice
-    assert ReadPaths("splice").backing(Backing(3), 0, 1).splice
-    assert not ReadPaths("splice").backing(Backing(3), 0, 1).exact
+    assert not Paths("copy").mapped(data, 0, []).splice
+    assert Paths("splice").backing(Backing(3), 0, 1).splice
+    assert not Paths("splice").backing(Backing(3), 0, 1).exact
 
 
 def test_refused_splice_is_remembered_with_its_reason() -> None:
-    paths = ReadPaths("auto")
+    paths = Paths("auto")
     paths.refuse_splice("the image is on a strange filesystem")
     assert not paths.backing(Backing(3), 0, 1 << 20).splice
     statistics = paths.statistics()
@@ -121,4 +121,4 @@ def test_refused_splice_is_remembered_with_its_reason() -> None:
 @pytest.mark.parametrize("word", ["passthrough", "lens", "reflink", "iomap", "fast", ""])
 def test_a_path_that_is_not_to_be_had_says_why(word: str) -> None:
     with pytest.raises(ValueError, match=f"datapath={word}: .{{8,}}"):
-        ReadPaths(word)
+        Paths(word)

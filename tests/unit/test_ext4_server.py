@@ -23,7 +23,7 @@ from penstock.abi.fuse import (
     OpenIn,
     ReadIn,
 )
-from penstock.datapath import ReadPaths
+from penstock.datapath import Paths
 from penstock.fs import ENDLESS, ROOT
 from penstock.servers import UnknownImage, open_server
 from penstock.servers.ext4 import parse_options
@@ -65,7 +65,7 @@ def image() -> Iterator[int]:
 @pytest.fixture
 def ask(image: int) -> Iterator[Asker]:
     server = open_server(image)
-    with MemoryTransport(server.operations, datapaths=ReadPaths("copy")) as transport:
+    with MemoryTransport(server.operations, datapaths=Paths("copy")) as transport:
         yield Asker(transport)
 
 
@@ -117,7 +117,8 @@ def test_reading_a_directory_is_refused(ask: Asker) -> None:
 def test_the_requests_of_a_read_only_tree_are_all_there(ask: Asker) -> None:
     handled = {opcode for opcode in Opcode if opcode in ask.transport.session._rows}
     assert handled == {
-        Opcode.LOOKUP, Opcode.GETATTR, Opcode.READLINK, Opcode.READ, Opcode.STATFS,
+        Opcode.LOOKUP, Opcode.GETATTR, Opcode.READLINK, Opcode.OPEN, Opcode.READ, Opcode.RELEASE,
+        Opcode.STATFS,
         Opcode.GETXATTR, Opcode.LISTXATTR, Opcode.READDIR, Opcode.READDIRPLUS, Opcode.LSEEK,
         Opcode.IOCTL, Opcode.STATX,
     }  # fmt: skip
@@ -131,7 +132,7 @@ def test_names_of_trusted_attributes_are_for_root_or_where_no_one_knows_who_asks
     fd = os.open(cached_image(_with_attributes), os.O_RDONLY)
     try:
         operations = open_server(fd).operations
-        with MemoryTransport(operations, datapaths=ReadPaths("copy")) as transport:
+        with MemoryTransport(operations, datapaths=Paths("copy")) as transport:
             asker = Asker(transport)
             for uid, shown in ((0, True), (1000, False), (INVALID_UIDGID, True)):
                 names = asker(requests.Listxattr(GetxattrIn(4096, 0)), ROOT, uid).data
@@ -143,7 +144,7 @@ def test_names_of_trusted_attributes_are_for_root_or_where_no_one_knows_who_asks
 
 def test_ownership_can_be_overridden(image: int) -> None:
     server = open_server(image, "ext4", {"uid": "1234", "gid": "5678"})
-    with MemoryTransport(server.operations, datapaths=ReadPaths("copy")) as transport:
+    with MemoryTransport(server.operations, datapaths=Paths("copy")) as transport:
         attr = Asker(transport)(requests.Getattr(GetattrIn(0, 0, 0))).arg.attr
     assert (attr.uid, attr.gid) == (1234, 5678)
 
@@ -196,7 +197,7 @@ def test_words_choose_what_is_negotiated(image: int) -> None:
     ]
     for words, wanted in cases:
         server = open_server(image, None, words)
-        with MemoryTransport(server.operations, datapaths=ReadPaths("copy")) as transport:
+        with MemoryTransport(server.operations, datapaths=Paths("copy")) as transport:
             Asker(transport)
             connection = transport.session.connection
             assert connection is not None
@@ -206,7 +207,7 @@ def test_words_choose_what_is_negotiated(image: int) -> None:
 def test_the_next_file_is_prepared_while_no_request_waits(image: int) -> None:
     operations = open_server(image).operations
     assert isinstance(operations, Ext4Server)
-    with MemoryTransport(operations, datapaths=ReadPaths("copy")) as transport:
+    with MemoryTransport(operations, datapaths=Paths("copy")) as transport:
         asker = Asker(transport)
         files = [
             record.entry.nodeid

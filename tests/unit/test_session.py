@@ -21,7 +21,7 @@ from penstock.abi.fuse import (
     LkIn,
     ReadIn,
 )
-from penstock.datapath import ReadPaths
+from penstock.datapath import Paths
 from penstock.formats.errors import CorruptImage
 from penstock.fs import (
     Answer,
@@ -125,7 +125,7 @@ class Toy(Operations):
 class Driver:
     def __init__(self) -> None:
         self.toy = Toy()
-        self.transport = MemoryTransport(self.toy, datapaths=ReadPaths())
+        self.transport = MemoryTransport(self.toy, datapaths=Paths())
         self.unique = 0
         offer = InitIn(7, 46, 131072, 0xFFFF_FFFF & ~InitFlag.INIT_RESERVED, 0, bytes(44))
         self.ask(requests.Init(offer))
@@ -299,7 +299,7 @@ def test_a_filesystem_that_fails_while_idle_is_asked_no_more(
         def idle(self) -> bool:
             raise ZeroDivisionError
 
-    with MemoryTransport(Failing(), datapaths=ReadPaths()) as transport:
+    with MemoryTransport(Failing(), datapaths=Paths()) as transport:
         assert not transport.session.idle()
         assert not transport.session.idle()
     assert len(caplog.records) == 1

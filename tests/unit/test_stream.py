@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from penstock.abi.fuse import Opcode
 from penstock.client import Client, ServerLost, StreamTransport
 from penstock.client.stream import Aside
-from penstock.datapath import ReadPaths
+from penstock.datapath import Paths
 from penstock.fs import Context, FileHandle, Mapped, Mapping, MappingType, NodeId, Pending
 from penstock.session import Limits
 from penstock.transport.stream import StreamServer
@@ -36,7 +36,7 @@ SECONDS = 0.2
 def serving(filesystem: TreeFilesystem, **options: Any) -> Iterator[tuple[StreamServer, Any]]:
     """A server in a thread of its own, and the client's end of its stream."""
     ours, theirs = socket.socketpair()
-    server = StreamServer(filesystem, theirs.fileno(), datapaths=ReadPaths("copy"), **options)
+    server = StreamServer(filesystem, theirs.fileno(), datapaths=Paths("copy"), **options)
 
     def run() -> None:
         with theirs:

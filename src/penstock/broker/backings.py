@@ -50,8 +50,10 @@ from penstock.sys.credentials import use_files_as
 from penstock.sys.files import file_kind
 from penstock.sys.mountinfo import mount_id_of, mounts
 
-__all__ = ["Backings", "BackingsStatistics"]
+__all__ = ["MAX_BACKINGS", "Backings", "BackingsStatistics", "become_nobody"]
 
+MAX_BACKINGS: Final = 4096
+"""Backing files of one mount."""
 _MAX_UNCLOSED: Final = 256
 
 
@@ -75,22 +77,36 @@ class Backings:
     Args:
         device: /dev/fuse of the connection, INIT answered with PASSTHROUGH; stays the caller's.
         superblock_read_only: whether the broker made the superblock read-only, not the mount alone.
+        own_mount: the number of a mount of which the servers may read and write whatever they can
+            open (a directory that they serve). Nobody gains anything by one of its files being
+            registered through a descriptor that can only read, and what executes such a file is
+            not in the way of it then (ETXTBSY), as a descriptor that can write would be.
         refusal: why there cannot be any; empty: there can.
         limit: how many there may be.
+        here: whether the threads that call this have become nobody (:func:`become_nobody`), so
+            that there need not be one that has.
     """
 
     def __init__(
-        self, device: int, *, superblock_read_only: bool, refusal: str = "", limit: int = 4096
+        self,
+        device: int,
+        *,
+        superblock_read_only: bool,
+        own_mount: int = 0,
+        refusal: str = "",
+        limit: int = MAX_BACKINGS,
+        here: bool = False,
     ) -> None:
         self._device = device
         self._read_only = superblock_read_only
+        self._own_mount = own_mount
         self._refusal = refusal
         self._limit = limit
         self._ids: dict[int, int] = {}
         self._opened = 0
         self._refused = 0
         self._filesystems = _Filesystems()
-        self._registrar = _Helper("backing files", _become_nobody)
+        self._registrar = _Here() if here else _Helper("backing files", become_nobody)
         self._closer = _Helper("close")
 
     def register(self, node: int, fd: int) -> int:
@@ -118,12 +134,30 @@ class Backings:
             self.discard(fd)
             raise
         try:
+            return self.add(node, fd)
+        finally:
+            os.close(fd)  # of a filesystem that waits for nobody
+
+    def known(self, node: int) -> int:
+        """The number of an inode's backing file; 0 if it has none."""
+        return self._ids.get(node, 0)
+
+    def add(self, node: int, fd: int) -> int:
+        """The number of a backing file that the caller answers for.
+
+        Args:
+            node: the inode, which has none.
+            fd: a descriptor of the caller's own; stays his.
+
+        Raises:
+            OSError: ENFILE, EOPNOTSUPP, and what the kernel says.
+        """
+        try:
+            self._check_room()
             number = self._registrar.call(_backing_open, self._device, fd)
         except OSError:
             self._refused += 1
             raise
-        finally:
-            os.close(fd)  # of a filesystem that waits for nobody
         self._ids[node] = number
         self._opened += 1
         return number
@@ -165,23 +199,34 @@ class Backings:
 
     def _check(self, node: int, fd: int) -> None:
         """Raise OSError unless the file may back an inode."""
-        if self._refusal:
-            raise OSError(errno.EOPNOTSUPP, self._refusal)
+        self._check_room()
         if node == 0:
             raise OSError(errno.EINVAL, "there is no inode 0")
-        if len(self._ids) >= self._limit:
-            raise OSError(errno.ENFILE, f"{self._limit} backing files, and no more")
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         access = flags & os.O_ACCMODE
         if flags & os.O_PATH or access == os.O_WRONLY:
             raise OSError(errno.EPERM, "the descriptor cannot read")
+        mount = _mount_id(fd)
+        if mount == self._own_mount:
+            self._check_kind(fd)
+            return
         if not self._read_only and (access != os.O_RDWR or flags & os.O_APPEND):
             raise OSError(errno.EPERM, "the descriptor cannot write, and the mount can be written")
-        fstype = self._filesystems.type_of(_mount_id(fd))
+        fstype = self._filesystems.type_of(mount)
         if fstype is None:
             raise OSError(errno.EINVAL, "the file's filesystem is not mounted here")
         if fstype.partition(".")[0] in {"fuse", "fuseblk"}:
             raise OSError(errno.EINVAL, "the file's filesystem is itself one of FUSE")
+        self._check_kind(fd)
+
+    def _check_room(self) -> None:
+        if self._refusal:
+            raise OSError(errno.EOPNOTSUPP, self._refusal)
+        if len(self._ids) >= self._limit:
+            raise OSError(errno.ENFILE, f"{self._limit} backing files, and no more")
+
+    @staticmethod
+    def _check_kind(fd: int) -> None:
         if file_kind(fd) != stat.S_IFREG:
             raise OSError(errno.EINVAL, "the file is not a regular one")
 
@@ -222,6 +267,16 @@ class _Filesystems:
         if self._table >= 0:
             os.close(self._table)
             self._table = -1
+
+
+class _Here:
+    """Makes calls in the thread that asks for them."""
+
+    def call(self, function: Callable[..., int], *args: int) -> int:
+        return function(*args)
+
+    def close(self) -> None:
+        pass
 
 
 class _Helper:
@@ -285,10 +340,14 @@ class _Helper:
             self._thread = None
 
 
-def _become_nobody() -> None:
-    """Leave the calling thread with nobody's identity and the one right that registering takes."""
+def become_nobody(*also: Capability) -> None:
+    """Leave the calling thread with nobody's identity and the one right that registering takes.
+
+    Args:
+        also: other rights to keep. Whatever is registered is then read and written with them.
+    """
     use_files_as(NOBODY, NOBODY)
-    keep_only((Capability.SYS_ADMIN,))
+    keep_only((Capability.SYS_ADMIN, *also))
 
 
 # With a buffer that can change ioctl returns what the system call does, not the buffer.

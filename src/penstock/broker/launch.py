@@ -9,11 +9,15 @@ As root it is started with two ids in its user namespace: root's, which reads th
 modules wherever they lie, and nobody's, to which it changes before it sees an image. Outside, that
 is an id that nobody else has: one that others share could be used to signal the server. Anybody but
 root has but one id to give.
+
+The server of a directory has no user namespace: there the files would belong to nobody. Root's has
+a pid namespace all the same, an ordinary user's has none.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import itertools
 import os
@@ -26,11 +30,12 @@ from penstock.abi.process import NOBODY, CloneFlag
 from penstock.sys.capabilities import io_flusher
 from penstock.sys.namespaces import namespace_ids
 from penstock.sys.spawn import IdMap, Spawned, spawn
+from penstock.sys.tree import open_unchangeable
 
 if TYPE_CHECKING:
     from penstock.broker.channel import Channel
 
-__all__ = ["Launched", "launch", "stay_in_memory"]
+__all__ = ["Launched", "ServerKind", "launch", "stay_in_memory"]
 
 _NEW: Final = CloneFlag.NEWUSER | CloneFlag.NEWPID
 _FORBIDDEN: Final = frozenset({errno.EPERM, errno.ENOSPC, errno.EINVAL, errno.EACCES, errno.EUSERS})
@@ -41,6 +46,14 @@ _UNUSED_IDS: Final = 1_900_000_000
 _SERVERS: Final = 16
 """So many servers of one broker have ids of their own."""
 _count: Final = itertools.count()
+
+
+class ServerKind(enum.Enum):
+    """What a server is for."""
+
+    IMAGE = "image"
+    MIRROR = "mirror"
+    """A directory."""
 
 
 class Launched(NamedTuple):
@@ -66,23 +79,24 @@ def stay_in_memory() -> None:
         setting.write(str(_OOM_SCORE))
 
 
-def launch(*, max_fds: int = 0) -> Launched:
+def launch(kind: ServerKind = ServerKind.IMAGE, *, max_fds: int = 0) -> Launched:
     """Start a server. The calling process must have one thread.
 
     Args:
+        kind: what for.
         max_fds: descriptors that one of its messages may bring.
 
     Raises:
         OSError: it cannot be started.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    null = open_unchangeable(os.devnull, os.O_RDWR)
     try:
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         # Now, so that no message can come without its sender.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        started = _start([null, null, null, theirs.fileno()])
+        started = _start([null, null, null, theirs.fileno()], kind)
     except BaseException:
         ours.close()
         raise
@@ -96,15 +110,26 @@ def launch(*, max_fds: int = 0) -> Launched:
     return Launched(*started, Channel(ours, sender=started.pid, max_fds=max_fds))
 
 
-def _start(fds: list[int]) -> Spawned:
+def _start(fds: list[int], kind: ServerKind) -> Spawned:
     """In the best namespaces that the caller may make."""
-    program = _program()
+    program = _program(kind)
+    if kind is ServerKind.MIRROR:
+        return _start_mirror(program, fds)
     for users, groups in _maps():
         try:
             return spawn(program, fds=fds, namespaces=_NEW, users=users, groups=groups)
         except OSError as error:
             if error.errno not in _FORBIDDEN:
                 raise
+    return _spawn_without_users(program, fds)
+
+
+def _start_mirror(program: list[str], fds: list[int]) -> Spawned:
+    return spawn(program, fds=fds) if os.geteuid() else _spawn_without_users(program, fds)
+
+
+def _spawn_without_users(program: list[str], fds: list[int]) -> Spawned:
+    """Without a user namespace of its own."""
     try:
         return spawn(program, fds=fds, namespaces=CloneFlag.NEWPID)
     except OSError as error:
@@ -124,13 +149,14 @@ def _maps() -> list[tuple[list[IdMap], list[IdMap]]]:
     return [*((pair, pair) for pair in pairs), own]
 
 
-def _program() -> list[str]:
+def _program(kind: ServerKind) -> list[str]:
     """The command line of a server. It is told this process's namespaces: others are its own."""
     outside = ",".join(f"{name}={number}" for name, number in namespace_ids().items())
     folder = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-    modules = dict.fromkeys(path for path in (folder, _folder("crc32c")) if path)
+    needed = _folder("crc32c") if kind is ServerKind.IMAGE else None
+    modules = dict.fromkeys(path for path in (folder, needed) if path)
     program = f"{folder}/penstock/contain/__main__.py"
-    return [sys.executable, "-I", "-S", "-B", program, outside, *modules]
+    return [sys.executable, "-I", "-S", "-B", program, kind.value, outside, *modules]
 
 
 def _folder(package: str) -> str | None:

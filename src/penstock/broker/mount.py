@@ -33,6 +33,7 @@ from penstock.broker.attach import (
     set_readahead,
     undo_attachment,
 )
+from penstock.broker.files import Files
 from penstock.broker.handshake import answer_init
 from penstock.broker.launch import Launched
 from penstock.broker.options import Containment, MountOptions
@@ -46,6 +47,8 @@ from penstock.broker.protocol import (
     GetStatistics,
     Hello,
     Image,
+    Invalidate,
+    Invalidated,
     Log,
     Message,
     ProtocolError,
@@ -58,7 +61,6 @@ from penstock.broker.protocol import (
     Tree,
     Word,
 )
-from penstock.broker.requests import Requests
 from penstock.broker.statistics import BrokerStatistics, ServerStatistics
 from penstock.fs import Connection
 from penstock.negotiate import Limits, Profile
@@ -156,7 +158,9 @@ class Broker:
         level = containment.log_level
         chatty = level <= logging.DEBUG
         self.peers = [Peer(each, n, chatty=chatty) for n, each in enumerate(launched)]
-        self._requests = Requests(self.peers)
+        self._files = Files(options.datapath, stackable=options.stackable)
+        self._source: Source | None = None
+        self._violations: list[tuple[Peer, str]] = []
         for peer in self.peers:
             for fd in (peer.channel.fileno(), peer.pidfd):
                 self._fds[fd] = peer
@@ -179,6 +183,7 @@ class Broker:
             "has not started",
         )
         self._check_layers()
+        self._source = source
         words = tuple(Word(*pair) for pair in source.words)
         for peer in self.peers:
             if source.size is None:
@@ -214,17 +219,26 @@ class Broker:
         self._attachment = attachment
         self._device = attachment.fd
         self._undo.callback(attachment.abandon)
+        source, verdict = self._source, self.peers[0].ready
+        assert source is not None
+        assert verdict is not None
+        self._files.choose(source.fd, verdict, attachment.how)
         self._tell_connection()  # fusermount3 has attached it by now
         attachment.create(self._shake_hands)
         self._tell_connection()
         self._table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll.register(self._table, select.POLLPRI)  # tells of every mount and unmount
         assert self._connection is not None
-        self._requests.start(
-            self._device, self._connection, superblock_read_only=self._options.read_only
+        self._files.start(
+            self._device,
+            self._connection,
+            self.peers,
+            superblock_read_only=self._options.read_only,
+            on_violation=self._report_violation,
         )
         for peer in self.peers:
             self._hand_over(peer)
+        self._files.run()
         self._until(
             lambda: all(peer.state is State.SERVING for peer in self.peers),
             _SERVE_SECONDS,
@@ -263,7 +277,7 @@ class Broker:
             self._undo.close()
         for peer in self.peers:
             peer.close()
-        self._requests.close()
+        self._files.close()
         for fd in (self._device, self._wake, self._table):
             if fd >= 0:
                 os.close(fd)
@@ -337,6 +351,7 @@ class Broker:
             self._connection,
             servers,
             time.monotonic() - self._started,
+            self._files.statistics(),
         )
 
     # Making the mount
@@ -347,8 +362,9 @@ class Broker:
             max_write=options.max_write,
             max_pages=max_pages(options),
             request_timeout=self._containment.request_timeout,
+            max_stack_depth=self._files.depth,
         )
-        connection = answer_init(self._device, limits, self._profile)
+        connection = answer_init(self._device, limits, self._files.profile(self._profile))
         self._connection = connection
         _log.debug("INIT: FUSE 7.%d, flags %#x", connection.minor, connection.flags)
 
@@ -368,8 +384,8 @@ class Broker:
             workers=workers,
             poll=str(options.poll),
             datapath=options.datapath,
-            files="",
-            reasons=(),
+            files=self._files.name,
+            reasons=self._files.reasons,
         )
         with contextlib.ExitStack() as made:
             fds = [self._clone(made) for _ in range(workers)]
@@ -378,6 +394,7 @@ class Broker:
                 for fd in ends:
                     made.callback(os.close, fd)
                 fds += ends
+            fds += self._files.descriptors(peer.number)
             self._send(peer, body, fds)
 
     def _clone(self, made: contextlib.ExitStack) -> int:
@@ -419,6 +436,8 @@ class Broker:
             if fd == self._wake:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
+                while self._violations:
+                    self._violation(*self._violations.pop())
             elif fd != self._table:
                 peer = self._fds.get(fd)
                 if peer is None:
@@ -454,10 +473,17 @@ class Broker:
                 if message.serial == self._serial:
                     self._answers[peer.number, message.serial] = body
                     self._answered.notify_all()
-        else:
-            self._requests.carry_out(peer, message)
+        elif isinstance(body, Invalidate):
+            for other in self.peers:
+                if other is not peer and other.state is State.SERVING:
+                    self._send(other, Invalidated(*body))
 
     # Ends
+
+    def _report_violation(self, number: int, what: str) -> None:
+        """Have a server ended; from another thread."""
+        self._violations.append((self.peers[number], what))
+        os.eventfd_write(self._wake, 1)
 
     def _violation(self, peer: Peer, what: str) -> None:
         self._settle(Outcome(End.VIOLATION, f"the server broke the broker's protocol: {what}"))
@@ -568,7 +594,7 @@ class Broker:
                 self._kill()
                 break
             self._turn(left)
-        self._requests.close()
+        self._files.close()
         os.close(self._device)
         self._device = -1
         if not self._containment.keep_crashed and self.mounted:

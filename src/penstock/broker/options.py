@@ -34,7 +34,9 @@ class MountOptions:
     poll: str | int = "auto"
     """``auto``, ``off``, or microseconds to look for the next request before sleeping."""
     datapath: str = "auto"
-    """``auto``, ``copy`` or ``splice``."""
+    """``auto``, ``copy``, ``splice``, ``lens`` or ``passthrough``."""
+    stackable: bool = False
+    """Leave room for an overlay on top, even if a data path has to be done without."""
     max_read: int = 0
     """Bytes of the largest read; 0 = as large as the data path allows."""
     max_write: int = 1 << 20

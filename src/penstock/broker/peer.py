@@ -51,7 +51,7 @@ from penstock.broker.protocol import (
 )
 from penstock.sys.process import wait_pidfd
 
-__all__ = ["ALL", "KILL_SECONDS", "RATES", "Peer", "Rate", "missing_layers"]
+__all__ = ["ALL", "KILL_SECONDS", "RATES", "Bucket", "Peer", "Rate", "missing_layers"]
 
 
 class Rate(NamedTuple):
@@ -95,7 +95,7 @@ def missing_layers(peers: Iterable[Peer], *, strict: bool) -> dict[str, str]:
     return missing
 
 
-class _Bucket:
+class Bucket:
     """How many messages of one kind may come now."""
 
     __slots__ = ("_left", "_rate", "_then")
@@ -144,8 +144,8 @@ class Peer:
         self.exit_status: int | None = None
         """As os.waitstatus_to_exitcode gives it; None while the process runs."""
         now = time.monotonic()
-        self._all = _Bucket(ALL, now)
-        self._buckets = {kind: _Bucket(rate, now) for kind, rate in RATES.items()}
+        self._all = Bucket(ALL, now)
+        self._buckets = {kind: Bucket(rate, now) for kind, rate in RATES.items()}
         if chatty:
             del self._buckets[Kind.LOG]
         self._purpose = Purpose.MOUNT

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from penstock.broker.backings import BackingsStatistics
 from penstock.broker.protocol import Layer, Statistics
 from penstock.fs import Connection
 
@@ -31,3 +32,5 @@ class BrokerStatistics:
     connection: Connection
     servers: tuple[ServerStatistics, ...]
     uptime_seconds: float
+    backings: BackingsStatistics | None = None
+    """None where whole files are carried by nobody."""

@@ -179,7 +179,7 @@ def _client_here(
 ) -> Iterator[Client]:
     from penstock.cli.logs import configure_logging
     from penstock.client import Client
-    from penstock.datapath import ReadPaths
+    from penstock.datapath import Paths
     from penstock.transport import MemoryTransport
 
     configure_logging()
@@ -190,7 +190,7 @@ def _client_here(
 
     server = open_filesystem(path, fd, type, words, ExitCode.SYSTEM)
     with (
-        MemoryTransport(server.operations, datapaths=ReadPaths("copy")) as transport,
+        MemoryTransport(server.operations, datapaths=Paths("copy")) as transport,
         Client(transport, reason=reason) as client,
     ):
         # So that what a message says of a failure is the reader's own words.

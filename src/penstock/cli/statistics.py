@@ -30,8 +30,6 @@ def statistics_of(snapshot: MountStatistics, record: Record) -> dict[str, Any]:
     """
     session = snapshot.session
     paths = snapshot.datapath
-    opened = session.requests.get("OPEN")
-    opens = opened.count - opened.errors if opened is not None else 0
     return {
         "source": record.source,
         "type": record.type,
@@ -43,11 +41,11 @@ def statistics_of(snapshot: MountStatistics, record: Record) -> dict[str, Any]:
         "uptime_seconds": round(snapshot.uptime_seconds, 3),
         "datapath": paths.datapath,
         "datapath_reasons": dict(paths.reasons),
-        "opens": {paths.datapath: opens},
+        "opens": dict(paths.opens),
         "reads": {
             name: {"reads": row.reads, "bytes": row.bytes} for name, row in paths.reads.items()
         },
-        "backing_files": 0,
+        "backing_files": snapshot.backing_files,
         "requests": {
             name: {
                 "count": row.count,
@@ -92,7 +90,9 @@ def contained_statistics(
             read["reads"] += path.reads
             read["bytes"] += path.bytes
     datapath = said[0].datapath if said else ""
-    opened = requests.get("OPEN", {"count": 0, "errors": 0})
+    opens: dict[str, int] = {}
+    for opened in (row for counters in said for row in counters.opens):
+        opens[opened.datapath] = opens.get(opened.datapath, 0) + opened.opens
     return {
         "source": record.source,
         "type": record.type,
@@ -105,9 +105,9 @@ def contained_statistics(
         "uptime_seconds": round(snapshot.uptime_seconds, 3),
         "datapath": datapath,
         "datapath_reasons": {row.datapath: row.text for row in said[0].reasons} if said else {},
-        "opens": {datapath: opened["count"] - opened["errors"]} if said else {},
+        "opens": opens,
         "reads": reads,
-        "backing_files": 0,
+        "backing_files": snapshot.backings.registered if snapshot.backings is not None else 0,
         "requests": requests,
         "pending": sum(counters.pending for counters in said),
         "nodes": sum(counters.nodes for counters in said),

@@ -43,7 +43,7 @@ from penstock.broker.options import MountOptions
 from penstock.contain import service_protocol as protocol
 from penstock.contain.sandbox import IMAGE_SERVER, LayerReport, close, close_threads
 from penstock.contain.service_protocol import Hello, Kind, ProtocolError
-from penstock.datapath import ReadPaths
+from penstock.datapath import Paths
 from penstock.formats.source import device_size
 from penstock.servers import open_server
 from penstock.servers.ext4.server import open_ext4
@@ -384,7 +384,7 @@ class Service:
         self._image = _open_image(self._helper, request.source)
         self._size = device_size(self._image)
         self._helper.refuse_files()
-        self._paths = ReadPaths(request.options.datapath)
+        self._paths = Paths(request.options.datapath)
         self._transport = self._make_transport(device, request.options)
 
     def _make_transport(self, device: int, options: MountOptions) -> DevFuse:

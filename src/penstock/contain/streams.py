@@ -18,7 +18,7 @@ from penstock.broker.protocol import (
     Verdict,
 )
 from penstock.contain.failures import failed
-from penstock.datapath import ReadPaths
+from penstock.datapath import Paths
 from penstock.servers import Server
 from penstock.servers.inspection import inspect_image
 from penstock.session import Limits
@@ -46,7 +46,7 @@ def serve_stream(channel: Channel, server: Server) -> None:
     if not isinstance(message.body, Read):
         raise ProtocolError(f"{message.kind.name} instead of READ")
     (stream,) = message.fds
-    serving = StreamServer(server.operations, stream, datapaths=ReadPaths("copy"), limits=_LIMITS)
+    serving = StreamServer(server.operations, stream, datapaths=Paths("copy"), limits=_LIMITS)
     serving.session.on_verdict = lambda error: channel.send(Verdict(explain(error)))
     serving.serve()
     channel.send(Ended(EndReason.UNMOUNTED))

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which data path carries a read, and why not another.
+"""Which data path carries what, and why not another.
 
-Two paths need nothing but /dev/fuse:
+Whole files are carried by the kernel where there is somebody to register them: the ``lens`` for
+what lies in an image, ``passthrough`` for what is a file elsewhere (``whole.py`` decides which).
+What has to be read takes one of two paths that need nothing but /dev/fuse:
 
 ``copy``
     the server reads into memory and writes the reply: two system calls, two copies.
@@ -15,27 +17,30 @@ So small reads are cheaper by copy, large ones by splice; where they cross is
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from penstock.datapath.ranges import file_ranges
-from penstock.fs import Backing, Mapped
+from penstock.datapath.whole import SMALL, WholeFiles
+from penstock.fs import Backing, Mapped, OpenReply
 from penstock.session import FileBody, FileRange
 
-__all__ = ["SPLICE_FROM", "WORDS", "DataPathStatistics", "PathStatistics", "ReadPaths"]
+__all__ = ["SPLICE_FROM", "WORDS", "DataPathStatistics", "PathStatistics", "Paths"]
 
 SPLICE_FROM: Final = 128 << 10
 """Reads of at least so many bytes go by splice under ``auto``."""
 
-WORDS: Final = ("auto", "copy", "splice")
+WORDS: Final = ("auto", "copy", "splice", "lens", "passthrough")
 """The words that ``-o datapath=`` takes."""
 
+_WHOLE: Final = {
+    "passthrough": "takes files to pass through to, and CAP_SYS_ADMIN to register them",
+    "lens": "takes an image, and CAP_SYS_ADMIN to mount the EROFS instance and register its files",
+}
 _NOT_HERE: Final = {
-    "passthrough": "needs files to pass through to, and CAP_SYS_ADMIN to register them",
-    "lens": "needs CAP_SYS_ADMIN to mount the EROFS instance, which this version does not",
-    "reflink": "needs CAP_SYS_ADMIN, a read-write mount, and an image on XFS or btrfs",
-    "iomap": "needs a kernel with the FUSE iomap extension",
+    "reflink": "takes a read-write mount of an image on XFS or btrfs; images are mounted read-only",
+    "iomap": "takes a kernel with the FUSE iomap extension",
 }
 
 
@@ -54,20 +59,33 @@ class DataPathStatistics:
     datapath: str
     reasons: dict[str, str]
     reads: dict[str, PathStatistics]
+    opens: dict[str, int]
+    """Opened files by the path that carries them; empty where files are not opened one by one."""
 
 
-class ReadPaths:
-    """The session's :class:`DataPaths`: copy and splice.
+class Paths:
+    """The session's :class:`DataPaths`.
 
     Args:
-        word: ``auto``, ``copy`` or ``splice``.
+        word: one of :data:`WORDS`.
+        files: what carries whole files, None if nothing does.
+        reasons: why other paths for whole files are not there.
         splice_refused: why splice cannot work here, None if it can.
 
     Raises:
         ValueError: an unknown word, or splice was asked for and is impossible.
     """
 
-    def __init__(self, word: str = "auto", *, splice_refused: str | None = None) -> None:
+    def __init__(
+        self,
+        word: str = "auto",
+        *,
+        files: WholeFiles | None = None,
+        reasons: Mapping[str, str] = {},
+        splice_refused: str | None = None,
+    ) -> None:
+        if word in _WHOLE and files is None:
+            raise ValueError(f"datapath={word}: {reasons.get(word, _WHOLE[word])}")
         if word not in WORDS:
             reason = _NOT_HERE.get(word)
             raise ValueError(
@@ -78,6 +96,8 @@ class ReadPaths:
         if word == "splice" and splice_refused:
             raise ValueError(f"datapath=splice: {splice_refused}")
         self._word = word
+        self._files = files
+        self._reasons = _WHOLE | _NOT_HERE | dict(reasons)
         self._splice_refused = splice_refused
         self._lock = threading.Lock()
         self._reads = {False: [0, 0], True: [0, 0]}
@@ -103,6 +123,22 @@ class ReadPaths:
             row[1] += length
         return FileBody(ranges, length, splice, exact)
 
+    def opened(self, nodeid: int, flags: int, reply: OpenReply) -> OpenReply:
+        return reply if self._files is None else self._files.opened(nodeid, flags, reply)
+
+    def released(self, nodeid: int) -> None:
+        if self._files is not None:
+            self._files.released(nodeid)
+
+    def forgotten(self, nodeid: int) -> None:
+        if self._files is not None:
+            self._files.forgotten(nodeid)
+
+    def sweep(self) -> None:
+        """Give up what has not been used for long."""
+        if self._files is not None:
+            self._files.sweep()
+
     def refuse_splice(self, reason: str) -> None:
         """Splice has failed on this mount: use copy from now on, remembering why."""
         self._splice_refused = reason
@@ -113,16 +149,30 @@ class ReadPaths:
         with self._lock:
             copied, spliced = self._reads[False], self._reads[True]
             reads = {"copy": PathStatistics(*copied), "splice": PathStatistics(*spliced)}
-        reasons = dict(_NOT_HERE)
-        if self._word == "auto" and not self._splice_refused:
-            used = "splice"
-            reasons["copy"] = (
-                f"carries reads under {SPLICE_FROM >> 10} KiB: they need fewer system calls so"
-            )
-        elif self._word == "splice" and not self._splice_refused:
-            used = "splice"
-            reasons["copy"] = "datapath=splice was asked for"
-        else:
-            used = "copy"
-            reasons["splice"] = self._splice_refused or "datapath=copy was asked for"
-        return DataPathStatistics(used, reasons, reads)
+        read_by, reasons = self._read_by()
+        reasons = {name: text for name, text in self._reasons.items() if text} | reasons
+        files = self._files
+        if files is None:
+            return DataPathStatistics(read_by, reasons, reads, {})
+        opens = {files.path: files.carried, read_by: files.read}
+        reasons.pop(files.path, None)
+        if files.refusal:
+            reasons[files.path] = files.refusal
+            return DataPathStatistics(read_by, reasons, reads, opens)
+        why = f"{files.path} carries files without asking"
+        if files.refused:
+            why += f"; {files.refused} could not be: {files.why_refused}"
+        if self._word == "auto":
+            why += f"; what is under {SMALL[files.path] >> 10} KiB is read"
+        for name in ("splice", "copy"):
+            reasons[name] = why if name == read_by else reasons[name]
+        return DataPathStatistics(files.path, reasons, reads, opens)
+
+    def _read_by(self) -> tuple[str, dict[str, str]]:
+        """The path of what is read, and why not the other."""
+        if self._splice_refused or self._word == "copy":
+            return "copy", {"splice": self._splice_refused or "datapath=copy was asked for"}
+        if self._word == "splice":
+            return "splice", {"copy": "datapath=splice was asked for"}
+        text = f"carries reads under {SPLICE_FROM >> 10} KiB: they need fewer system calls so"
+        return "splice", {"copy": text}

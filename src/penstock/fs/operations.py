@@ -96,6 +96,14 @@ class Operations:
     """Open descriptors that :class:`Mapping` names by ``device`` (``devices[device - 1]``).
     Fixed before the first request; owned by the filesystem until after :meth:`destroy`."""
 
+    whole_files: str = ""
+    """What :attr:`OpenReply.whole` will say: ``passthrough`` (the files are files elsewhere),
+    ``lens`` (they lie in ``devices[0]``), empty (nothing). Known before the mount is negotiated."""
+
+    block_size: int = 512
+    """With ``lens``: a power of two that divides each border and each address of a mapping, but
+    for the end of a file."""
+
     before_wait: Callable[[], None] | None = None
     """Set by whoever mounts the filesystem: to be called by a method that is about to wait for a
     slow medium, so that another worker takes requests meanwhile. None = there is no other."""

@@ -20,9 +20,11 @@ from penstock.broker.attach import (
     open_connection,
     set_readahead,
 )
+from penstock.broker.carriers import LENS, Carrier, Window, choose_carrier
 from penstock.broker.options import MountOptions
-from penstock.datapath import DataPathStatistics, ReadPaths
+from penstock.datapath import DataPathStatistics, Paths, WholeFiles
 from penstock.fs import Operations
+from penstock.serve.files import OwnBackings
 from penstock.session import Limits, Notifier, Session, SessionStatistics
 from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
 from penstock.sys.unmount import find_fuse_mount, take_away
@@ -31,6 +33,8 @@ from penstock.transport import DevFuse
 __all__ = ["Mount", "MountStatistics", "mount"]
 
 _log = logging.getLogger(__name__)
+
+_PLACE = "/var/tmp"  # noqa: S108 - to try whether files can be registered at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class MountStatistics:
     """How it was mounted: ``fsmount``, ``mount`` or ``fusermount3``."""
     session: SessionStatistics
     datapath: DataPathStatistics
+    backing_files: int
     uptime_seconds: float
 
 
@@ -59,7 +64,8 @@ class Mount:
         how: str,
         session: Session,
         transport: DevFuse,
-        datapaths: ReadPaths,
+        datapaths: Paths,
+        backings: OwnBackings,
     ) -> None:
         self.mountpoint = mountpoint if info is None else info.mountpoint
         self.info = info
@@ -68,6 +74,7 @@ class Mount:
         self._session = session
         self._transport = transport
         self._datapaths = datapaths
+        self._backings = backings
         self._started = time.monotonic()
         self._closing = threading.Lock()
 
@@ -95,6 +102,7 @@ class Mount:
         if not self._transport.ended.wait(timeout):
             return False
         with self._closing:
+            self._backings.close()
             self._transport.close()
         return True
 
@@ -132,6 +140,7 @@ class Mount:
             self._how,
             self._session.statistics(),
             self._datapaths.statistics(),
+            self._backings.registered,
             time.monotonic() - self._started,
         )
 
@@ -168,12 +177,19 @@ def mount(
         ValueError: an option is wrong.
     """
     target = resolve_parent(os.fspath(mountpoint))
-    datapaths = ReadPaths(options.datapath)
-    limits = Limits(max_write=options.max_write, max_pages=max_pages(options))
     with contextlib.ExitStack() as undo:  # also for a signal's exception, at any point
         undo.callback(detach_newer, target, find_mount(target))
         attachment = open_connection(target, options, directory)
         undo.callback(attachment.abandon)
+        carrier = _carrier(operations, options, attachment.how)
+        backings = OwnBackings(carrier.lens)
+        undo.callback(backings.close)
+        datapaths = _paths(options.datapath, carrier, backings)
+        limits = Limits(
+            max_write=options.max_write,
+            max_pages=max_pages(options),
+            max_stack_depth=carrier.depth,
+        )
         transport = DevFuse(
             attachment.fd,
             workers=options.workers,
@@ -184,6 +200,8 @@ def mount(
         session = Session(
             operations, sink=transport, datapaths=datapaths, limits=limits, trace=trace
         )
+        session.carries = bool(carrier.files)
+        backings.start(attachment.fd)
         undo.callback(session.end)
         undo.callback(transport.close)
         transport.attach(session)
@@ -192,7 +210,41 @@ def mount(
         attachment.create(transport.handshake)
         transport.start()
         info = find_attached(attachment.fd, attachment.attach(), target)
-        mounted = Mount(target, info, attachment.how, session, transport, datapaths)
+        mounted = Mount(target, info, attachment.how, session, transport, datapaths, backings)
         set_readahead(mounted.connection, options.readahead)
         undo.pop_all()
     return mounted
+
+
+def _carrier(operations: Operations, options: MountOptions, how: str) -> Carrier:
+    """What can carry whole files of this filesystem, if it has any."""
+    own, word = operations.whole_files, options.datapath
+    if not own:
+        return Carrier("", {})
+    if how == "fusermount3":
+        return Carrier("", {own: "takes CAP_SYS_ADMIN, and a mount without a helper"})
+    try:
+        if own == LENS:
+            image = operations.devices[0]
+            window = Window(0, os.lseek(image, 0, os.SEEK_END), operations.block_size)
+            return choose_carrier(word, image, window, stackable=options.stackable)
+        place = os.open(_PLACE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            found = choose_carrier(word, place, Window(0, 0, 0), stackable=options.stackable)
+        finally:
+            os.close(place)
+        return found._replace(own_mount=0)
+    except OSError as error:
+        raise ValueError(f"datapath={word}: {error.strerror or error}") from error
+
+
+def _paths(word: str, carrier: Carrier, backings: OwnBackings) -> Paths:
+    if not carrier.files:
+        return Paths(word, reasons=carrier.reasons)
+    files = WholeFiles(
+        carrier.files,
+        backings,
+        everything=word == carrier.files,
+        direct=os.O_DIRECT if carrier.files == LENS else 0,
+    )
+    return Paths(word, files=files, reasons=carrier.reasons)

@@ -11,6 +11,7 @@ from penstock.negotiate import Limits
 from penstock.session.notifier import Notifier
 from penstock.session.ports import (
     ZEROS,
+    Backings,
     DataPaths,
     FileBody,
     FileRange,
@@ -23,6 +24,7 @@ from penstock.session.statistics import RequestStatistics, SessionStatistics
 
 __all__ = [
     "ZEROS",
+    "Backings",
     "DataPaths",
     "FileBody",
     "FileRange",

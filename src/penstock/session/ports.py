@@ -12,10 +12,10 @@ import errno
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
-from penstock.fs import Backing, Mapped
+from penstock.fs import Backing, Mapped, Mapping, OpenReply
 from penstock.wire import encode_error
 
-__all__ = ["ZEROS", "DataPaths", "FileBody", "FileRange", "Origin", "Reply", "Sink"]
+__all__ = ["ZEROS", "Backings", "DataPaths", "FileBody", "FileRange", "Origin", "Reply", "Sink"]
 
 Origin = object
 """Where a request came from, opaque to the session. A reply must go back the same way: a cloned
@@ -53,6 +53,9 @@ class Reply(NamedTuple):
     body: bytes | bytearray | memoryview | FileBody = b""
     nodes: tuple[int, ...] = ()
     """Nodes whose lookup count this reply raises, to be taken back if it is not delivered."""
+    opened: tuple[int, int, int] | None = None
+    """Opcode, node and file handle of what this reply opens, to be closed if it is not
+    delivered: the kernel sends no RELEASE then."""
 
     def failed(self, error: int = errno.EIO) -> Reply:
         """The reply to send instead when the body cannot be had; ``error`` a positive errno."""
@@ -94,4 +97,42 @@ class DataPaths(Protocol):
 
     def backing(self, data: Backing, offset: int, size: int) -> FileBody:
         """The body for a read of ``size`` bytes at ``offset`` of another file."""
+        ...
+
+    def opened(self, nodeid: int, flags: int, reply: OpenReply) -> OpenReply:
+        """A file is opened with O_* ``flags``: the answer, with FOPEN_PASSTHROUGH if the kernel is
+        to carry its data. Each call that returns is made up for by one of :meth:`released`.
+
+        Raises:
+            FsError: it cannot be opened so.
+        """
+        ...
+
+    def released(self, nodeid: int) -> None:
+        """An opened file is closed."""
+        ...
+
+    def forgotten(self, nodeid: int) -> None:
+        """The kernel knows an inode no more."""
+        ...
+
+
+class Backings(Protocol):
+    """Registers backing files. Called from any thread; one inode has one at most."""
+
+    def register(self, node: int, fd: int) -> int:
+        """The number of an inode's backing file, which is an open file.
+
+        Raises:
+            OSError: EPERM, EOPNOTSUPP, ELOOP (no file of this mount can be one), ENFILE (there are
+                too many), EINVAL and others (this one cannot).
+        """
+        ...
+
+    def map(self, node: int, length: int, mappings: Sequence[Mapping]) -> int:
+        """The number of an inode's backing file, whose ``length`` bytes lie in an image."""
+        ...
+
+    def release(self, node: int) -> None:
+        """The inode's backing file is not needed any more."""
         ...

@@ -26,17 +26,19 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from penstock.abi.fuse import InHeader, InitFlag, InitIn, Opcode, OutHeader
+from penstock.abi.fuse import FOpen, InHeader, InitFlag, InitIn, Opcode, OutHeader
 from penstock.abi.layout import pack, struct_of
 from penstock.fs import (
     Backing,
     Connection,
     Context,
+    FileHandle,
     FsError,
     Mapped,
     NodeId,
     Operations,
     Pending,
+    Unique,
 )
 from penstock.negotiate import Limits, Profile, When, negotiate
 from penstock.session.handlers import ENTRY_OPCODES, ROWS, Row
@@ -63,6 +65,9 @@ _OUT_HEADER: Final = struct_of(OutHeader).pack
 _OUT_HEADER_SIZE: Final = 16
 _READ: Final = int(Opcode.READ)
 _READDIRPLUS: Final = int(Opcode.READDIRPLUS)
+_RELEASE: Final = int(Opcode.RELEASE)
+_OPENDIR: Final = int(Opcode.OPENDIR)
+_PASSTHROUGH: Final = int(FOpen.PASSTHROUGH)
 _new: Final = tuple.__new__
 _NO_REPLY: Final = frozenset(
     {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}
@@ -106,7 +111,11 @@ class Session:
         }
         self._features = Features(setxattr_ext=False)
         self._counts = RequestCounts()
-        self._lookups = LookupCounts(operations.forget) if operations.forgettable else None
+        self._lookups = LookupCounts(self._forget) if operations.forgettable else None
+        self.carries = False
+        """Whether to ask that the kernel may carry the data of files."""
+        self._carries = False
+        """Whether it may."""
         self._listings = self._ahead()
         self._prepare = operations.idle if _overridden(operations, "idle") else None
         self._active: dict[int, Pending[Any] | None] = {}
@@ -148,6 +157,8 @@ class Session:
             return self._undecodable(message, error)
         opcode = header.opcode
         unique = header.unique
+        if opcode == _RELEASE and self._carries:
+            self._datapaths.released(header.nodeid)
         row = self._rows.get(opcode)
         if row is None:
             return self._without_row(header, request, started)
@@ -167,6 +178,7 @@ class Session:
     def adopt(self, connection: Connection) -> None:
         """Serve a connection whose INIT has been answered, by whomever."""
         self._features = Features(setxattr_ext=bool(connection.flags & InitFlag.SETXATTR_EXT))
+        self._carries = bool(connection.flags & InitFlag.PASSTHROUGH)
         self.connection = connection
         self._operations.init(connection)
 
@@ -185,6 +197,8 @@ class Session:
 
     def undelivered(self, reply: Reply) -> None:
         """The kernel did not take this reply (it was interrupted, or the mount has ended)."""
+        if reply.opened is not None:
+            self._close(*reply.opened)
         if reply.nodes and self._lookups is not None:
             self._lookups.subtract((nodeid, 1) for nodeid in reply.nodes)
 
@@ -268,6 +282,9 @@ class Session:
         if opcode == _READ:
             return self._read_reply(unique, request, answer)
         nodes: tuple[int, ...] = ()
+        opened: tuple[int, int, int] | None = None
+        if opcode in _OPENS:
+            answer, opened = self._opened(header, request, answer)
         body = row.encode(answer, request)
         if opcode == _READDIRPLUS:
             body, nodes = body
@@ -275,7 +292,47 @@ class Session:
             entry = answer if opcode not in _CREATES else answer[0]
             nodes = (entry.nodeid,) if entry.nodeid else ()
         head = _OUT_HEADER(_OUT_HEADER_SIZE + len(body), 0, unique) + body
-        return Reply(unique, head, b"", nodes)
+        return Reply(unique, head, b"", nodes, opened)
+
+    def _opened(
+        self, header: InHeader, request: Any, answer: Any
+    ) -> tuple[Any, tuple[int, int, int]]:
+        """The answer to what opens a file or directory, and what would undo it."""
+        creates = header.opcode in _CREATES
+        reply = answer[1] if creates else answer
+        nodeid = NodeId(answer[0].nodeid if creates else header.nodeid)
+        opened = (header.opcode, nodeid, reply.fh)
+        if self._carries and header.opcode != _OPENDIR:
+            try:
+                reply = self._datapaths.opened(nodeid, request.arg.flags, reply)
+            except Exception:
+                self._close(header.opcode, nodeid, reply.fh, counted=False)
+                raise
+            if reply.flags & _PASSTHROUGH:
+                self._operations.carried(nodeid, reply.fh)
+            answer = (answer[0], reply) if creates else reply
+        return answer, opened
+
+    def _close(self, opcode: int, nodeid: int, fh: int, *, counted: bool = True) -> None:
+        """Undo an opening that the kernel does not know of."""
+        ops, handle = self._operations, FileHandle(fh)
+        directory = opcode == _OPENDIR
+        if counted and self._carries and not directory:
+            self._datapaths.released(nodeid)
+        if _overridden(ops, "releasedir" if directory else "release"):
+            context = Context(Unique(0), 0, 0, 0)
+            try:
+                if directory:
+                    ops.releasedir(context, NodeId(nodeid), handle, 0)
+                else:
+                    ops.release(context, NodeId(nodeid), handle, 0, 0, 0)
+            except Exception:  # noqa: BLE001 - nobody waits for it
+                _log.debug("closing what was not opened failed", exc_info=True)
+
+    def _forget(self, nodeid: NodeId) -> None:
+        if self._carries:
+            self._datapaths.forgotten(nodeid)
+        self._operations.forget(nodeid)
 
     def _read_reply(self, unique: int, request: Any, answer: Any) -> Reply:
         asked = request.arg
@@ -343,9 +400,14 @@ class Session:
         if opcode == Opcode.FORGET:
             if self._lookups is not None:
                 self._lookups.subtract(((header.nodeid, request.arg.nlookup),))
+            elif self._carries:
+                self._datapaths.forgotten(header.nodeid)
         elif opcode == Opcode.BATCH_FORGET:
             if self._lookups is not None:
                 self._lookups.subtract(request.items)
+            elif self._carries:
+                for nodeid, _ in request.items:
+                    self._datapaths.forgotten(nodeid)
         elif opcode == Opcode.INTERRUPT:
             self._interrupt(request.arg.unique)
         else:
@@ -360,6 +422,8 @@ class Session:
     def _init(self, offer: InitIn) -> bytes:
         needs = {When.READDIRPLUS: Opcode.READDIRPLUS, When.LOCKS: Opcode.SETLK}
         has = frozenset(when for when, opcode in needs.items() if opcode in self._rows)
+        if self.carries:
+            has |= {When.PASSTHROUGH}
         profile = Profile(self._operations.want, self._operations.refuse, has)
         reply, connection = negotiate(offer, self._limits, profile)
         self.adopt(connection)
@@ -378,6 +442,7 @@ class Session:
 
 
 _CREATES: Final = frozenset({Opcode.CREATE, Opcode.TMPFILE})
+_OPENS: Final = frozenset({Opcode.OPEN, Opcode.OPENDIR, *_CREATES})
 
 
 def _detached(request: Any) -> Any:

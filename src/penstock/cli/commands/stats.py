@@ -28,6 +28,7 @@ _SHAPE: Final[dict[str, Any]] = {
     "datapath": str,
     "datapath_reasons": {None: str},
     "reads": {None: {"reads": int, "bytes": int}},
+    "opens": {None: int},
     "requests": {None: {"count": int, "errors": int, "microseconds": float}},
     "protocol": {"minor": int},
     "sandbox": {"layers": {None: {"in_force": bool, "detail": str}}},
@@ -125,6 +126,7 @@ def _show(statistics: dict[str, Any]) -> None:
             (f"  {name}", f"{row['reads']} reads, {size(row['bytes'])}")
             for name, row in statistics["reads"].items()
         ),
+        *((f"  {name}", f"{count} files opened") for name, count in statistics["opens"].items()),
         *((f"  not {name}", reason) for name, reason in statistics["datapath_reasons"].items()),
         ("protocol", f"7.{statistics['protocol']['minor']}"),
     ]

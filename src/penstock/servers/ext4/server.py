@@ -2,9 +2,10 @@
 """ext4 behind :class:`Operations`: an immutable tree.
 
 Nothing in the image can change while it is mounted, so everything the kernel learns it may keep
-for ever: entries, attributes, listings, symlinks, pages. Files and directories need no open
-(``open``, ``opendir``, ``flush`` are not overridden, so they answer ENOSYS once and the kernel asks
-no more), and reads after the first cost what the kernel's own page cache costs.
+for ever: entries, attributes, listings, symlinks, pages. Directories need no open (``opendir`` and
+``flush`` are not overridden, so they answer ENOSYS once and the kernel asks no more), and nor do
+files, unless the kernel can be made to carry them whole, which is said when they are opened. Reads
+after the first cost what the kernel's own page cache costs.
 
 Node ids are inode numbers, the root's (2) aside, which FUSE calls 1. So nothing has to be kept for
 an inode that the kernel knows: memory does not grow with the number of files seen.
@@ -16,10 +17,11 @@ import contextlib
 import errno
 import stat
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
-from penstock.abi.fuse import INVALID_UIDGID
+from penstock.abi.fuse import INVALID_UIDGID, FOpen, InitFlag
 from penstock.formats.errors import CorruptImage
 from penstock.formats.ext4.format import NAME_MAX, XATTR_PREFIXES, InodeFlag
 from penstock.formats.ext4.inode import Inode
@@ -30,6 +32,7 @@ from penstock.fs import (
     ENDLESS,
     ROOT,
     Attributes,
+    Connection,
     Context,
     Data,
     DirEntry,
@@ -41,9 +44,11 @@ from penstock.fs import (
     Mapping,
     MappingType,
     NodeId,
+    OpenReply,
     Operations,
     StatFs,
     StatxReply,
+    WholeFile,
 )
 from penstock.negotiate import image_profile
 from penstock.servers.base import Server
@@ -60,6 +65,7 @@ _SEEK_DATA: Final = 3
 _MAY_LIST_TRUSTED: Final = frozenset({0, INVALID_UIDGID})
 _SEEK_HOLE: Final = 4
 _NAMESPACES: Final = tuple(XATTR_PREFIXES.values())
+_OPEN_FLAGS: Final = int(FOpen.KEEP_CACHE | FOpen.NOFLUSH)
 _KEPT_FILES: Final = 1024
 _KEPT_MAPPINGS: Final = 64
 
@@ -105,6 +111,7 @@ class Ext4Server(Operations):
     """
 
     forgettable = False
+    whole_files = "lens"
 
     def __init__(
         self,
@@ -120,6 +127,10 @@ class Ext4Server(Operations):
         self._uid = options.uid
         self._gid = options.gid
         self._block_size = reader.block_size
+        common = reader.block_size | source.offset
+        self.block_size = common & -common
+        self._opens = False
+        """Whether opening a file has to be answered each time."""
         self._likely = NodeId(0)
         """The inode that will likely be read next, 0 = none: programs that read many small files
         mostly read them in the order in which they were made."""
@@ -270,6 +281,33 @@ class Ext4Server(Operations):
 
     # Data
 
+    def init(self, connection: Connection) -> None:
+        self._opens = bool(connection.flags & InitFlag.PASSTHROUGH)
+
+    def open(self, ctx: Context, nodeid: NodeId, flags: int, kill_suidgid: bool) -> OpenReply:
+        if not self._opens:
+            raise FsError(errno.ENOSYS)
+        whole = WholeFile(partial(self._whole, nodeid), self._inode(nodeid).size)
+        return OpenReply(FileHandle(0), _OPEN_FLAGS, 0, whole)
+
+    def release(
+        self,
+        ctx: Context,
+        nodeid: NodeId,
+        fh: FileHandle,
+        flags: int,
+        release_flags: int,
+        lock_owner: int,
+    ) -> None:
+        """Nothing is kept for an open file."""
+
+    def _whole(self, nodeid: NodeId) -> Mapped | None:
+        """All of a file, unless some of it lies in another form than blocks."""
+        inode, mappings = self._files.get(nodeid) or self._open(nodeid)
+        if mappings is None:
+            mappings = self._mappings(self._reader.extents(inode))
+        return None if mappings is None else Mapped(mappings, inode.size)
+
     def read(
         self,
         ctx: Context,
@@ -318,7 +356,7 @@ class Ext4Server(Operations):
                 self._open(nodeid)
         return False
 
-    def _mappings(self, extents: Sequence[Extent]) -> tuple[Mapping, ...] | None:
+    def _mappings(self, extents: Iterable[Extent]) -> tuple[Mapping, ...] | None:
         """The extents as mappings of device 1; None if some bytes lie there in another form."""
         mappings = []
         for offset, length, form, address in extents:
