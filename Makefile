@@ -22,12 +22,13 @@ ifneq ($(shell cat $(VENV)/.made-for 2>/dev/null),$(WANTED))
 .PHONY: $(STAMPS)
 endif
 
-.PHONY: help setup demo test bench bench-peers lint format clean
+.PHONY: help setup demo test test-long bench bench-peers lint format clean
 
 help:
 	@echo "make setup    install into .venv; the command is .venv/bin/penstock"
 	@echo "make demo     make an ext4 image, mount it, read it, unmount it"
 	@echo "make test     all tests (ARGS='-k name' to pick)"
+	@echo "make test-long  tests of minutes: a million random operations on each filesystem"
 	@echo "make bench    measure images beside the kernel's ext4 and fuse2fs, directories beside libfuse's"
 	@echo "              examples, pyfuse3 and mfusepy (ARGS='--quick' for a short run, 'image', 'mirror')"
 	@echo "make bench-peers  fetch and build those others into .cache/peers"
@@ -51,6 +52,9 @@ demo: $(VENV)/.ready-run
 
 test: $(VENV)/.ready-test
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-long: $(VENV)/.ready-test
+	@$(VENV)/bin/python -m pytest -m long -n 0 $(ARGS)
 
 bench: $(VENV)/.ready-bench
 	@$(VENV)/bin/python -m bench $(ARGS)

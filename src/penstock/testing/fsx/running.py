@@ -28,7 +28,7 @@ __all__ = ["LOGGED", "Failure", "Outcome", "Step", "run"]
 
 LOGGED: Final = 50
 """Operations that a report shows."""
-_KEPT: Final = 50_000
+_KEPT: Final = 100_000
 """Operations that are kept to be tried again; of longer runs none."""
 
 
