@@ -103,6 +103,12 @@ def _sync(view: int) -> None:
     VIEWS[view].flush()
 
 
+def _limit(size: int) -> None:
+    """Let no file become longer by this process."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 def _dies(view: int, offset: int) -> int:
     """The signal that a process gets for looking at a byte of a mapping; 0: none."""
     pid = os.fork()
@@ -132,6 +138,7 @@ ACTIONS = {
     "store": _store,
     "sync": _sync,
     "dies": _dies,
+    "limit": _limit,
     "chmod": os.chmod,
     "unlink": os.unlink,
     "truncate": os.truncate,

@@ -22,6 +22,7 @@ NEEDS: Final = {
     "zero": "FALLOC_FL_ZERO_RANGE",
     "collapse": "FALLOC_FL_COLLAPSE_RANGE and FALLOC_FL_INSERT_RANGE",
     "reflink": "FICLONE and FICLONERANGE: files that share their blocks",
+    "space": "statvfs tells at once what fallocate has taken",
     "btime": "statx gives the time of birth",
     "locks": "locks that are seen between processes",
     "direct": "O_DIRECT",

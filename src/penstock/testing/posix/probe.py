@@ -123,6 +123,13 @@ def _reflink(place: Path) -> None:
         calls.clone(target, source)
 
 
+def _space(place: Path) -> None:
+    with opened(_file(place), os.O_RDWR) as fd:
+        before = os.fstatvfs(fd).f_bfree
+        calls.fallocate(fd, 0, 0, 64 * _BLOCK)
+        _require(os.fstatvfs(fd).f_bfree < before, "as much is free as before")
+
+
 def _btime(place: Path) -> None:
     _require(calls.birth_time_ns(place) is not None, "statx gives none")
 
@@ -194,6 +201,7 @@ _PROBES: Final[dict[str, Callable[[Path], None]]] = {
     "zero": _fallocate(calls.FALLOC_ZERO_RANGE),
     "collapse": _fallocate(calls.FALLOC_COLLAPSE_RANGE),
     "reflink": _reflink,
+    "space": _space,
     "btime": _btime,
     "locks": _locks,
     "direct": _direct,

@@ -198,7 +198,7 @@ def copying_by_data_and_holes(root: Path) -> None:
         holds(bytes(copy) == os.pread(fd, size, 0), "the same bytes")
 
 
-@case("holes", "root")
+@case("space")
 def space_of_the_filesystem_follows(root: Path) -> None:
     """statvfs: space that a file takes is missing, and is back when the file is gone."""
     with opened(root, os.O_DIRECTORY) as place, opened(root / "file", CREATE) as fd:
