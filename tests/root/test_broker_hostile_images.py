@@ -166,7 +166,7 @@ def test_the_run_sees_what_it_is_there_for(tmp_path: Path) -> None:
     script = (
         "import os, ctypes, sys\n"
         "from tests.support import hostilerun\n"
-        "opened = hostilerun.server.open_server\n"
+        "opened = hostilerun.imageserver.open_server\n"
         "count = 0\n"
         "def odd(*args, **words):\n"
         "    seed = int(os.environ['SEED'])\n"
@@ -174,7 +174,7 @@ def test_the_run_sees_what_it_is_there_for(tmp_path: Path) -> None:
         "    if seed == 2: os.fork()\n"
         "    if seed == 3: raise KeyError('odd')\n"
         "    return opened(*args, **words)\n"
-        "hostilerun.server.open_server = odd\n"
+        "hostilerun.imageserver.open_server = odd\n"
         "one = hostilerun._launch\n"
         "def launch(seed):\n"
         "    os.environ['SEED'] = str(seed)\n"

@@ -32,7 +32,7 @@ from tests.support.servings import Serving, serving
 pytestmark = pytest.mark.requires("fuse", "loop")
 
 HELD = re.compile(
-    r"/dev/null|/dev/fuse|pipe:\[\d+\]|socket:\[\d+\]|anon_inode:\[(eventfd|io_uring)\]"
+    r"/null|/fuse|pipe:\[\d+\]|socket:\[\d+\]|anon_inode:\[(eventfd|io_uring)\]"
 )
 
 
@@ -157,16 +157,18 @@ def test_a_server_has_no_rights(mounted: tuple[Serving, Path]) -> None:
 
 
 def test_a_server_holds_only_what_it_works_with(mounted: tuple[Serving, Path]) -> None:
-    """Beside the null device: its socket, /dev/fuse, pipes, and the image for reading only."""
+    """Beside the null device: its socket, /dev/fuse, pipes, and the image for reading only. The
+    devices come through a mount of nowhere, where their nodes cannot be changed."""
     served, image = mounted
     for pid in servers_of(served):
         folder = f"/proc/{pid}/fd"
         held = {int(fd): os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)}
         odd = [path for path in held.values() if not HELD.fullmatch(path) and path != str(image)]
         assert not odd
-        assert [held[fd] for fd in (0, 1, 2)] == ["/dev/null"] * 3
-        assert sum(path.startswith("socket:") for path in held.values()) == 1
-        assert "/dev/fuse" in held.values()
+        assert [held[fd] for fd in (0, 1, 2)] == ["/null"] * 3
+        sockets = sum(path.startswith("socket:") for path in held.values())
+        assert sockets in {1, 2}  # the broker's, and that of its registry
+        assert "/fuse" in held.values()
         (fd,) = (fd for fd, path in held.items() if path == str(image))
         fdinfo = Path(f"/proc/{pid}/fdinfo/{fd}").read_text(encoding="ascii")
         flags = int(re.search(r"flags:\t(\d+)", fdinfo).group(1), 8)  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from penstock.abi.seccomp import Action
-from penstock.contain.filter import ALLOWED
+from penstock.contain.imagecalls import ALLOWED
 from penstock.contain.sandbox import IMAGE_SERVER, LAYERS
 from penstock.sys import landlock
 from tests.support.attackhost import Host

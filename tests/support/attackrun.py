@@ -205,11 +205,11 @@ def _attacker(idle: list[_Attacker], run: Run) -> _Attacker:
 _server_program = launch._program
 
 
-def _program() -> list[str]:
+def _program(kind: launch.ServerKind = launch.ServerKind.IMAGE) -> list[str]:
     """The command line of a server, but for what it runs."""
-    words = _server_program()
+    words = _server_program(kind)
     place = next(at for at, word in enumerate(words) if word.endswith("/__main__.py"))
-    outside = words[place + 1]
+    outside = words[place + 2]
     start = (
         f"import sys; sys.path += {[str(PROJECT / 'src'), str(PROJECT)]!r}; "
         "from tests.support.attackprogram import main; main(sys.argv[1])"
@@ -217,9 +217,9 @@ def _program() -> list[str]:
     return [*words[:place], "-c", start, outside]
 
 
-def _start_here(fds: list[int]) -> Spawned:
+def _start_here(fds: list[int], kind: launch.ServerKind) -> Spawned:
     """As the launcher does where no namespace can be made."""
-    return spawn(_program(), fds=fds)
+    return spawn(_program(kind), fds=fds)
 
 
 class _Attack:

@@ -33,13 +33,13 @@ from penstock.broker.protocol import FailureCode
 from penstock.client import Client
 from penstock.client.nodes import Listing, Node
 from penstock.client.stream import ServerLost
-from penstock.contain import server
+from penstock.contain import imageserver, server
 from penstock.contain.reading import Contained, open_reader
 from tests.fuzz.bases import BASES, load
 from tests.fuzz.edit import Editor
 from tests.fuzz.mutate import damaged
 
-__all__ = ["FRESH", "Run", "image_of", "main"]
+__all__ = ["FRESH", "Run", "image_of", "imageserver", "main"]
 
 FRESH = 10
 """Of so many servers, one is started with an interpreter of its own."""
@@ -173,7 +173,7 @@ def _serve_instead(_program: str, argv: list[bytes], _environment: object) -> No
     """What a server executes, without the start of an interpreter."""
     gc.disable()
     outside = next(word for word in argv if b"pid=" in word)
-    server.main(outside.decode())
+    server.main(outside.decode(), "image")
 
 
 def _one(seed: int, file: _File, launched: Launched, run: Run) -> None:

@@ -19,8 +19,8 @@ _program = penstock.broker.launch._program
 _CUE = sys.argv[1] if len(sys.argv) > 1 else ""
 
 
-def _flawed() -> list[str]:
-    program = _program()
+def _flawed(kind: penstock.broker.launch.ServerKind) -> list[str]:
+    program = _program(kind)
     script = next(index for index, word in enumerate(program) if word.endswith(".py"))
     program[script] = str(Path(__file__).with_name("oddserver.py"))
     return [*program, _CUE]

@@ -113,7 +113,7 @@ def _have_flaw(cue: str) -> None:
     """Change the server so that it goes wrong on this cue."""
     from penstock.servers.ext4.server import Ext4Server
 
-    server: Any = importlib.import_module("penstock.contain.server")
+    server: Any = importlib.import_module("penstock.contain.imageserver")
 
     when, _, what = cue.partition(":")
     lookup = Ext4Server.lookup
@@ -138,8 +138,8 @@ def _have_flaw(cue: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path += sys.argv[2:-1]
+    sys.path += sys.argv[3:-1]
     from penstock.contain.server import main
 
     _have_flaw(sys.argv[-1])
-    main(sys.argv[1])
+    main(sys.argv[2], sys.argv[1])

@@ -19,9 +19,12 @@ import pytest
 
 from penstock.abi.seccomp import AUDIT_ARCH, X32_BIT, Action
 from penstock.abi.syscalls import SYSCALLS
-from penstock.contain import filter as tables
+from penstock.contain import imagecalls as tables
 from penstock.contain.filter import Argument, Entry, assemble, markdown, rows
-from penstock.contain.profile import IMAGE_SERVER
+from penstock.contain.mirrorprofile import MIRROR_OF_A_USER as OF_A_USER
+from penstock.contain.mirrorprofile import MIRROR_SERVER
+from penstock.contain.profile import IMAGE_SERVER, different
+from penstock.servers.mirror.rights import SYSTEM_CALLS
 from tests.support.bpf import instructions, run, verdict
 from tests.support.requirements import PROJECT
 
@@ -295,7 +298,7 @@ def test_unknown_architecture() -> None:
 
 
 def test_table_for_documents() -> None:
-    found = list(rows())
+    found = list(rows(IMAGE_SERVER.calls))
     named = [name for row in found for name in row.calls]
     assert named == [entry.name for entry in IMAGE_SERVER.calls]
     by_name = {name: row for row in found for name in row.calls}
@@ -306,22 +309,38 @@ def test_table_for_documents() -> None:
     assert by_name["mprotect"].rule == "protection: READ, WRITE (not EXEC)"
 
 
-def test_table_is_printed_by_the_module() -> None:
+@pytest.mark.parametrize("name", ["image", "mirror", "user-mirror"])
+def test_table_is_printed_by_the_module(name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "penstock.contain.filter"],
+        [sys.executable, "-m", "penstock.contain.profile", name],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout == "".join(markdown())
     lines = done.stdout.splitlines()
     assert all(line.count("|") == 5 for line in lines)
-    assert len(lines) == 2 + len(list(rows()))
-
-
-def test_documented_table_is_the_filters() -> None:
-    """docs/security.md has what ``python -m penstock.contain.filter`` prints."""
+    assert len(lines) > 2
+    if name == "image":
+        assert done.stdout == "".join(markdown(IMAGE_SERVER.calls))
     text = (PROJECT / "docs" / "security.md").read_text(encoding="utf-8")
-    section = text.partition("<!-- begin: system calls")[2].partition("<!-- end: system calls")[0]
-    table = [line + "\n" for line in section.splitlines() if line.startswith("|")]
-    assert table == list(markdown())
+    begin, end = f"<!-- begin: system calls of {name} ", f"<!-- end: system calls of {name} "
+    section = text.partition(begin)[2].partition(end)[0]
+    assert [line for line in section.splitlines() if line.startswith("|")] == lines
+
+
+def test_tables_of_mirrors_differ_where_they_say() -> None:
+    """A call that is in no table of differences is answered as in the table below it."""
+    image, mirror, user = (profile.calls for profile in (IMAGE_SERVER, MIRROR_SERVER, OF_A_USER))
+    assert {entry.name for entry in different(mirror, image)} <= {entry.name for entry in mirror}
+    for calls in (mirror, user):
+        names = [entry.name for entry in calls]
+        assert len(names) == len(set(names))
+        assert set(names) >= {entry.name for entry in image}
+    identity = {"setfsuid", "setfsgid", "setgroups", "capset"}
+    handles = {"open_by_handle_at", "name_to_handle_at"}
+    assert {entry.name for entry in different(user, mirror)} == identity | handles
+
+
+def test_a_mirror_may_call_what_it_calls() -> None:
+    allowed = {entry.name for entry in MIRROR_SERVER.calls if entry.action == ALLOW}
+    assert set(SYSTEM_CALLS) <= allowed

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 __all__ = [
     "CREATE_RULESET_VERSION",
     "LADDER",
+    "RULE_PATH_BENEATH",
     "AccessFs",
     "AccessNet",
     "Restrict",
@@ -18,6 +19,9 @@ __all__ = [
 
 CREATE_RULESET_VERSION: Final = 1 << 0
 """landlock_create_ruleset(2): answer with the ABI's version."""
+
+RULE_PATH_BENEATH: Final = 1
+"""landlock_add_rule(2): rights beneath a directory."""
 
 
 class AccessFs(enum.IntFlag):

@@ -12,6 +12,8 @@ __all__ = [
     "FSOPEN_CLOEXEC",
     "MOVE_MOUNT_F_EMPTY_PATH",
     "MOVE_MOUNT_T_EMPTY_PATH",
+    "OPEN_TREE_CLOEXEC",
+    "OPEN_TREE_CLONE",
     "FsconfigCommand",
     "MountAttr",
     "MountFlag",
@@ -33,7 +35,7 @@ class FsconfigCommand(enum.IntEnum):
 
 
 class MountAttr(enum.IntFlag):
-    """MOUNT_ATTR_*: attributes of one mount, for fsmount(2)."""
+    """MOUNT_ATTR_*: attributes of one mount, for fsmount(2) and mount_setattr(2)."""
 
     RDONLY = 0x1
     NOSUID = 0x2
@@ -68,3 +70,5 @@ FSOPEN_CLOEXEC: Final = 1
 FSMOUNT_CLOEXEC: Final = 1
 MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
 MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
+OPEN_TREE_CLONE: Final = 1
+OPEN_TREE_CLOEXEC: Final = 0o2000000

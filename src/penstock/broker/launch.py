@@ -54,6 +54,14 @@ class ServerKind(enum.Enum):
     IMAGE = "image"
     MIRROR = "mirror"
     """A directory."""
+    TRUSTED_MIRROR = "mirror-trusted"
+    """A directory, with the attributes that only CAP_SYS_ADMIN may see: the server of root keeps
+    this capability, so it must be said before it closes its sandbox."""
+
+    @property
+    def is_mirror(self) -> bool:
+        """Whether it serves a directory."""
+        return self is not ServerKind.IMAGE
 
 
 class Launched(NamedTuple):
@@ -113,7 +121,7 @@ def launch(kind: ServerKind = ServerKind.IMAGE, *, max_fds: int = 0) -> Launched
 def _start(fds: list[int], kind: ServerKind) -> Spawned:
     """In the best namespaces that the caller may make."""
     program = _program(kind)
-    if kind is ServerKind.MIRROR:
+    if kind.is_mirror:
         return _start_mirror(program, fds)
     for users, groups in _maps():
         try:

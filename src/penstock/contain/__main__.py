@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a contained server begins: executed as a script, by :mod:`penstock.broker.launch`.
 
-Its arguments: the namespaces of who started it, and the folders where modules are found.
+Its arguments: what kind of server it is to be, the namespaces of who started it, and the folders
+where modules are found.
 """
 
 import gc
@@ -9,7 +10,7 @@ import sys
 
 if __name__ == "__main__":
     gc.disable()  # there is no garbage in importing
-    sys.path += sys.argv[2:]
+    sys.path += sys.argv[3:]
     from penstock.contain.server import main
 
-    main(sys.argv[1])
+    main(sys.argv[2], sys.argv[1])

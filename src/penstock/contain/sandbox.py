@@ -2,16 +2,18 @@
 """Closing the sandbox around the calling process.
 
 A server calls :func:`close` when it has imported all it will ever need and before it has seen a
-byte of the image, and :func:`close_threads` when all its threads run. Neither can be undone.
+byte of the image, and :func:`close_threads` when all its threads run. Neither can be undone. What
+is left, and which of the layers it has, is its profile's.
 
 Layers, and what each one is there for by itself
     - ``namespaces``: other processes, the network, System V objects and the host's name do not
       exist. User and pid namespaces the process must be born in (:mod:`penstock.sys.spawn`).
     - ``root``: there is no file. The root directory is empty and cannot be written to; there is
       no /proc in it.
-    - ``identity``: no file of the host belongs to its user.
-    - ``landlock``: nothing can be opened, made or connected to, even if a file could be found.
-    - ``capabilities``: none, and no way to get one.
+    - ``identity``: no file of the host belongs to its user (a mirror keeps the caller's).
+    - ``landlock``: nothing can be opened, made or connected to, even if a file could be found; but
+      beneath the directory that is served, where there is one.
+    - ``capabilities``: none, or the few of the profile, and no way to get one.
     - ``no_new_privs``: no program that is executed gives a right, no other process of its user may
       look into it, and a crash leaves no copy of its memory.
     - ``limits``: memory, descriptors, threads, size of files.
@@ -35,6 +37,7 @@ Facts about Python in here
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -42,6 +45,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from penstock.abi.capability import Capability
 from penstock.abi.process import (
     FIRST_PID_NAMESPACE,
     FIRST_USER_NAMESPACE,
@@ -117,6 +121,7 @@ def close(
     *,
     layers: frozenset[str] = frozenset(LAYERS),
     outside: Mapping[str, int] | None = None,
+    tree: int | None = None,
 ) -> tuple[LayerReport, ...]:
     """Close the sandbox for good.
 
@@ -125,10 +130,11 @@ def close(
 
     Args:
         profile: what is left to it.
-        layers: which layers to close; all but in tests.
+        layers: which layers to close; all but in tests. What the profile is without stays away.
         outside: the namespaces of whoever started this process, as
             :func:`penstock.sys.namespaces.namespace_ids` told it there: one with the same number
             is not the process's own. If it is not given, the machine's first ones count.
+        tree: the directory beneath which files are left to it.
 
     Returns:
         A report on each of ``layers``. A layer that the kernel or the caller's rights do not
@@ -139,6 +145,7 @@ def close(
     """
     import_all()
     before = _look(_FIRST if outside is None else outside)
+    layers -= profile.without.keys()
     reports: dict[str, LayerReport] = {}
 
     def attempt(name: str, closing: Callable[[], tuple[bool, str]]) -> None:
@@ -148,13 +155,13 @@ def close(
             except (OSError, ValueError) as error:  # setrlimit's refusals are ValueErrors
                 reports[name] = LayerReport(name, False, _reason(error))
 
-    attempt("namespaces", lambda: _namespaces(before))
+    attempt("namespaces", lambda: _namespaces(before, profile.namespaces))
     attempt("root", lambda: _root(before))
-    bounds = _give_up_bounds() if "capabilities" in layers else ""
+    bounds = _give_up_bounds(profile) if "capabilities" in layers else ""
     attempt("identity", lambda: _identity(before))
-    attempt("capabilities", lambda: _capabilities(bounds))
+    attempt("capabilities", lambda: _capabilities(profile, bounds))
     attempt("no_new_privs", _no_new_privs)
-    attempt("landlock", _landlock)
+    attempt("landlock", lambda: _landlock(tree))
     attempt("limits", lambda: _limits(profile, own_user="user" in before.own))
     _last_words(dumpable="no_new_privs" not in layers)
     attempt("seccomp", lambda: _seccomp(profile))
@@ -204,19 +211,20 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _namespaces(before: _Before) -> tuple[bool, str]:
+def _namespaces(before: _Before, wanted: frozenset[str]) -> tuple[bool, str]:
     if not before.namespaces:
         return False, "/proc cannot be read, so there is no telling which there are"
-    missing = _unshare([name for name in _UNSHARED if name in before.namespaces])
-    if "time" in before.namespaces:
+    wanted &= before.namespaces.keys()
+    missing = _unshare([name for name in _UNSHARED if name in wanted])
+    if "time" in wanted:
         try:
             namespaces.enter_time_namespace()
         except OSError as error:
             missing["time"] = _reason(error)
     for name in _BORN_INTO:
-        if name in before.namespaces and name not in before.own:
+        if name in wanted and name not in before.own:
             missing[name] = "the process was started without"
-    own = " ".join(sorted(before.namespaces.keys() - missing.keys())) or "none"
+    own = " ".join(sorted(wanted - missing.keys())) or "none"
     if not missing:
         return True, own
     groups: dict[str, list[str]] = {}
@@ -284,19 +292,27 @@ def _outside(user: int, maps: tuple[_Ids, ...]) -> int:
     return user
 
 
-def _give_up_bounds() -> str:
+def _give_up_bounds(profile: Profile) -> str:
     """What limits the capabilities of programs executed later; what is left of it, in words."""
     try:
         capabilities.drop_bounding()
-        capabilities.lock_securebits()
+        # Whoever keeps capabilities changes its user, and must lose them by that.
+        capabilities.lock_securebits(fixup=bool(profile.capabilities))
     except OSError as error:
         return f"; the bounding set stays ({_reason(error)}), of no use with no_new_privs"
     return "; bounding set empty"
 
 
-def _capabilities(bounds: str) -> tuple[bool, str]:
-    capabilities.drop_all()
-    return True, f"none{bounds}"
+def _capabilities(profile: Profile, bounds: str) -> tuple[bool, str]:
+    if not profile.capabilities:
+        capabilities.drop_all()
+        return True, f"none{bounds}"
+    with contextlib.suppress(OSError):  # a user namespace may have only the caller's
+        os.setgroups([])
+    kept = profile.capabilities & capabilities.permitted()
+    capabilities.keep_only(kept)
+    names = " ".join(sorted(Capability(number).name.lower() for number in kept))
+    return True, f"{names or 'none'}{bounds}"
 
 
 def _no_new_privs() -> tuple[bool, str]:
@@ -304,9 +320,14 @@ def _no_new_privs() -> tuple[bool, str]:
     return True, "set; not dumpable"
 
 
-def _landlock() -> tuple[bool, str]:
-    version, step = landlock.restrict_everything()
-    words = f"ABI {version}: {step.fs.bit_count()} rights over files"
+def _landlock(tree: int | None) -> tuple[bool, str]:
+    words = "rights over files"
+    if tree is None:
+        version, step = landlock.restrict_everything()
+    else:
+        version, step = landlock.restrict_to_tree(tree)
+        words += " outside the source"
+    words = f"ABI {version}: {step.fs.bit_count()} {words}"
     words += ", TCP" if step.net else ""
     words += ", abstract sockets, signals" if step.scopes else ""
     return True, words
@@ -319,7 +340,6 @@ def _limits(profile: Profile, *, own_user: bool) -> tuple[bool, str]:
         resource.RLIMIT_STACK: profile.stack,
         resource.RLIMIT_NOFILE: profile.descriptors,
         resource.RLIMIT_SIGPENDING: profile.signals,
-        resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
@@ -330,6 +350,8 @@ def _limits(profile: Profile, *, own_user: bool) -> tuple[bool, str]:
     threading.stack_size(profile.thread_stack)
     if own_user:
         limits[resource.RLIMIT_NPROC] = profile.threads
+    if profile.file_size is not None:
+        limits[resource.RLIMIT_FSIZE] = profile.file_size
     for limit, wanted in limits.items():
         hard = resource.getrlimit(limit)[1]
         limits[limit] = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -338,7 +360,8 @@ def _limits(profile: Profile, *, own_user: bool) -> tuple[bool, str]:
     return True, (
         f"memory {limits[resource.RLIMIT_DATA] >> 20} MiB, "
         f"{limits[resource.RLIMIT_NOFILE]} descriptors, "
-        f"threads {limits.get(resource.RLIMIT_NPROC, unlimited)}, files 0 bytes, no core"
+        f"threads {limits.get(resource.RLIMIT_NPROC, unlimited)}, "
+        f"{'' if profile.file_size is None else f'files {profile.file_size} bytes, '}no core"
     )
 
 

@@ -7,6 +7,8 @@ Facts about credentials
     - The bounding set and the securebits take CAP_SETPCAP to change; so they come before the
       capabilities are dropped. Without it they are void once no_new_privs is set: what they limit
       is what execve(2) may grant.
+    - A change of the id for files alone (setfsuid) clears that signal too; but each thread has its
+      own, and only that of the thread which changes goes.
     - All of this is a matter of the calling thread, so it is done before there are others.
 """
 
@@ -34,6 +36,7 @@ __all__ = [
     "keep_only",
     "lock_securebits",
     "no_new_privs",
+    "permitted",
     "set_dumpable",
     "set_name",
     "set_parent_death_signal",
@@ -91,6 +94,11 @@ def effective() -> frozenset[int]:
     return _numbers(_capget()[0])
 
 
+def permitted() -> frozenset[int]:
+    """Numbers of the capabilities that may be put in effect."""
+    return _numbers(_capget()[1])
+
+
 def bounding() -> frozenset[int]:
     """Numbers of the capabilities that execve(2) may still grant."""
     found = set()
@@ -116,13 +124,18 @@ def drop_bounding() -> None:
             raise
 
 
-def lock_securebits() -> None:
+def lock_securebits(*, fixup: bool = False) -> None:
     """Take from user 0 what it gets for being user 0, for ever.
+
+    Args:
+        fixup: leave the kernel's rule in force that a change of the user changes capabilities, and
+            lock that: setfsuid(2) from 0 to another takes those over files out of effect, and back
+            to 0 brings back the ones that are permitted. Without it they stay, whoever one is.
 
     Raises:
         OSError: EPERM without CAP_SETPCAP.
     """
-    _prctl(Prctl.SET_SECUREBITS, _LOCKED)
+    _prctl(Prctl.SET_SECUREBITS, _LOCKED & ~Securebits.NO_SETUID_FIXUP if fixup else _LOCKED)
 
 
 def keep_only(capabilities: Iterable[Capability]) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from penstock.abi.fuse import DEV_IOC_CLONE, DEV_IOC_SYNC_INIT
 from penstock.abi.process import FIRST_PID_NAMESPACE
+from penstock.sys.tree import open_unchangeable
 
 __all__ = [
     "DEVICE",
@@ -42,7 +43,8 @@ def open_device(*, nonblock: bool = True) -> int:
 
 
 def clone(fd: int) -> int:
-    """Another descriptor of the same connection with a request table of its own.
+    """Another descriptor of the same connection with a request table of its own, for a server:
+    the device's node cannot be changed through it.
 
     Args:
         fd: a descriptor that has been mounted.
@@ -50,7 +52,7 @@ def clone(fd: int) -> int:
     Raises:
         OSError: EACCES where the caller may not open the device himself; EPERM, EINVAL.
     """
-    new = open_device()
+    new = open_unchangeable(DEVICE, os.O_RDWR | os.O_NONBLOCK)
     try:
         fcntl.ioctl(new, DEV_IOC_CLONE, struct.pack("=I", fd))
     except OSError:
