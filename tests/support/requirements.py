@@ -141,13 +141,17 @@ def loop() -> str | None:
     return None
 
 
-def kernel_ext4() -> str | None:
-    """The kernel mounts ext4 and has loop devices."""
-    filesystems = Path("/proc/filesystems").read_text(encoding="utf-8").split()
-    if "ext4" not in filesystems:
-        subprocess.run(["modprobe", "ext4"], capture_output=True, check=False)
-        filesystems = Path("/proc/filesystems").read_text(encoding="utf-8").split()
-    return loop() if "ext4" in filesystems else "not in /proc/filesystems"
+def _kernel(name: str) -> Callable[[], str | None]:
+    """The kernel mounts this filesystem and has loop devices."""
+
+    def probe() -> str | None:
+        listed = Path("/proc/filesystems")
+        if name not in listed.read_text(encoding="utf-8").split():
+            subprocess.run(["modprobe", name], capture_output=True, check=False)
+        there = name in listed.read_text(encoding="utf-8").split()
+        return loop() if there else "not in /proc/filesystems"
+
+    return probe
 
 
 def _programs(*names: str) -> Callable[[], str | None]:
@@ -239,9 +243,12 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "all_processes": all_processes,
     "loop": loop,
     "memory_cgroup": memory_cgroup,
-    "kernel_ext4": kernel_ext4,
+    "kernel_ext4": _kernel("ext4"),
+    "kernel_xfs": _kernel("xfs"),
+    "kernel_btrfs": _kernel("btrfs"),
     "e2fsprogs": _programs("mke2fs", "debugfs", "dumpe2fs", "e2fsck"),
     "mkfs_xfs": _programs("mkfs.xfs"),
+    "mkfs_btrfs": _programs("mkfs.btrfs"),
     "partx": _programs("partx"),
     "acl": _programs("setfacl", "getfacl"),
     "attr": _programs("setfattr", "getfattr"),
