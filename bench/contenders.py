@@ -1,35 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is measured, and how each one mounts: the kernel's ext4, fuse2fs, penstock by data path.
-
-Every mount is a context manager that ends with nothing left: unmounted, its loop device detached,
-its server gone. Servers are found by a marker in their environment.
-"""
+"""Who is measured, and the command by which each one mounts."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Contender", "Mounted", "contenders", "memory", "mounted"]
+from bench import peers
 
-MARKER = "PENSTOCK_BENCH_MOUNT"
-WAIT = 60.0
+__all__ = ["Contender", "image_contenders", "mirror_contenders"]
+
+PENSTOCK = str(Path(sys.executable).parent / "penstock")
+SLOW = 3
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to mount the image.
+    """One way to serve the image or the directory.
 
     Attributes:
-        command: words of the mount command, IMAGE and MOUNTPOINT standing for themselves.
+        command: words of the mount command, in which ``{subject}`` (image or directory) and
+            ``{point}`` (mount point) are filled in; empty: the directory itself is used.
         absent: why it cannot take part here; None when it can.
+        server: it has processes of its own, whose memory can be looked at.
+        foreground: the command serves, and ends when it is unmounted.
+        optional: takes part only when it is asked for.
+        rounds: how many rounds it takes part in at most; None: all.
+        skips: sessions that it has no part in.
+        environment: variables set for the command.
+        stats: words of a command that prints JSON about the mount, with ``{point}``.
+        version: words of a command that prints its version, or the version itself.
     """
 
     name: str
@@ -37,130 +40,99 @@ class Contender:
     command: tuple[str, ...]
     absent: str | None = None
     server: bool = True
+    foreground: bool = False
+    optional: bool = False
+    rounds: int | None = None
+    skips: frozenset[str] = frozenset()
+    environment: dict[str, str] = field(default_factory=dict)
+    stats: tuple[str, ...] = ()
+    version: tuple[str, ...] | str = ()
 
 
-@dataclass(frozen=True)
-class Mounted:
-    """A mount in use: where, and how long the command took until files could be listed."""
+def _penstock(name: str, *, optional: bool = False) -> Contender:
+    """penstock with the options that the name says: ``penstock-copy``, ``penstock-sandbox=no``."""
+    word = name.partition("-")[2]
+    option = word if "=" in word or not word else f"datapath={word}"
+    return Contender(
+        name,
+        f"penstock, {word}" if word else name,
+        (PENSTOCK, "mount", *(("-o", option) if option else ()), "{subject}", "{point}"),
+        optional=optional,
+        stats=(PENSTOCK, "stats", "--json", "{point}"),
+        version=(PENSTOCK, "--version"),
+    )
 
-    point: Path
-    seconds: float
-    marker: str
 
-
-def contenders() -> list[Contender]:
-    """All of them, those that cannot take part with their reason."""
+def image_contenders() -> tuple[Contender, ...]:
+    """Those that mount an image; the ones that cannot take part with their reason."""
     root = os.geteuid() == 0
-    penstock = Path(sys.executable).parent / "penstock"
-    entries = [
+    return (
         Contender(
             "kernel",
             "kernel ext4 (loop)",
-            ("mount", "-t", "ext4", "-o", "loop,ro", "IMAGE", "MOUNTPOINT"),
+            ("mount", "-t", "ext4", "-o", "loop,ro", "{subject}", "{point}"),
             None if root else "only root can attach a loop device",
             server=False,
         ),
         Contender(
             "fuse2fs",
             "fuse2fs",
-            ("fuse2fs", "-o", "ro", "IMAGE", "MOUNTPOINT"),
+            ("fuse2fs", "-o", "ro", "{subject}", "{point}"),
             None if shutil.which("fuse2fs") else "not installed (Debian package fuse2fs)",
+            version=("fuse2fs", "-V"),
         ),
-    ]
-    for name, options in (
-        ("penstock", ()),
-        ("penstock-sandbox=no", ("-o", "sandbox=no")),
-        ("penstock-splice", ("-o", "datapath=splice")),
-        ("penstock-copy", ("-o", "datapath=copy")),
-    ):
-        title = "penstock" if not options else f"penstock, {name.partition('-')[2]}"
-        command = (str(penstock), "mount", *options, "IMAGE", "MOUNTPOINT")
-        entries.append(Contender(name, title, command))
-    return entries
+        _penstock("penstock"),
+        _penstock("penstock-splice"),
+        _penstock("penstock-copy"),
+        _penstock("penstock-sandbox=no", optional=True),
+    )
 
 
-def _is_mounted(point: Path) -> bool:
-    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-    return f" {point} " in text
-
-
-def _servers(marker: str) -> list[int]:
-    """Processes with the marker, and those that they have started without it."""
-    wanted = f"{MARKER}={marker}".encode()
-    found = set()
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
-                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.add(int(entry.name))
-    return sorted(found | {pid for pid, parent in parents.items() if parent in found})
-
-
-def memory(mount: Mounted) -> tuple[float, float] | None:
-    """Of the mount's server processes: peak resident set and present proportional set, in MiB."""
-    peak = proportional = 0
-    servers = _servers(mount.marker)
-    for pid in servers:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-        peak += int(status.partition("VmHWM:")[2].split()[0])
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
-        proportional += int(rollup.partition("\nPss:")[2].split()[0])
-    return (peak / 1024, proportional / 1024) if servers else None
-
-
-def _until(condition: bool, deadline: float, what: str) -> bool:
-    if condition:
-        return True
-    if time.monotonic() > deadline:
-        raise TimeoutError(f"{what} took more than {WAIT:.0f} s")
-    time.sleep(0.0005)
-    return False
-
-
-def _unmount(point: Path, marker: str) -> None:
-    if _is_mounted(point):
-        command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
-        done = subprocess.run([*command, str(point)], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            subprocess.run([*command, "-l" if os.geteuid() == 0 else "-z", str(point)], check=False)
-    deadline = time.monotonic() + WAIT
-    while not _until(not _servers(marker), deadline, f"the end of the server of {point}"):
-        pass
-
-
-@contextlib.contextmanager
-def mounted(contender: Contender, image: Path, point: Path) -> Iterator[Mounted]:
-    """Mount ``image`` at ``point`` (an empty folder) for the length of the block.
-
-    Raises:
-        subprocess.CalledProcessError: the mount command failed; its ``stderr`` says why.
-        TimeoutError: the mount did not come, or the server did not end.
-    """
-    marker = f"{os.getpid()}-{time.monotonic_ns()}"
-    words = {"IMAGE": str(image), "MOUNTPOINT": str(point)}
-    command = [words.get(word, word) for word in contender.command]
-    before = point.stat().st_dev
-    begin = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command,
-            env={**os.environ, MARKER: marker},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            timeout=WAIT,
-        )
-        if done.returncode != 0:
-            raise subprocess.CalledProcessError(done.returncode, command, stderr=done.stderr)
-        deadline = time.monotonic() + WAIT
-        while not _until(point.stat().st_dev != before, deadline, f"mounting by {contender.name}"):
-            pass
-        os.listdir(point)
-        yield Mounted(point, time.perf_counter() - begin, marker)
-    finally:
-        _unmount(point, marker)
+def mirror_contenders() -> tuple[Contender, ...]:
+    """Those that serve a directory; the ones that cannot take part with their reason."""
+    high, low = peers.example("passthrough_hp"), peers.example("passthrough_ll")
+    python = str(peers.PYTHON)
+    libfuse = f"libfuse {peers.LIBFUSE.version}"
+    library = {"FUSE_LIBRARY_PATH": str(peers.PREFIX / "lib" / "libfuse3.so.4")}
+    return (
+        Contender("native", "native", (), server=False),
+        _penstock("penstock"),
+        _penstock("penstock-copy"),
+        Contender(
+            "passthrough_hp",
+            "passthrough_hp",
+            (str(high), "{subject}", "{point}"),
+            peers.absence("libfuse", high),
+            version=libfuse,
+        ),
+        Contender(
+            "passthrough_ll",
+            "passthrough_ll",
+            (str(low), "-o", "source={subject},cache=auto", "{point}"),
+            peers.absence("libfuse", low),
+            rounds=SLOW,
+            skips=frozenset(("memory", "million")),  # it searches a list for each name
+            version=libfuse,
+        ),
+        Contender(
+            "pyfuse3",
+            "pyfuse3",
+            (python, str(peers.PASSTHROUGHFS), "{subject}", "{point}"),
+            peers.absence("pyfuse3", peers.PASSTHROUGHFS),
+            foreground=True,
+            rounds=SLOW,
+            skips=frozenset(("million",)),
+            version=f"pyfuse3 {peers.PYFUSE3.version}, {libfuse}",
+        ),
+        Contender(
+            "mfusepy",
+            "mfusepy",
+            (python, str(peers.LOOPBACK), "{subject}", "{point}"),
+            peers.absence("mfusepy", peers.LOOPBACK),
+            foreground=True,
+            rounds=SLOW,
+            skips=frozenset(("million",)),
+            environment=library,
+            version=f"mfusepy {peers.MFUSEPY.version}, {libfuse}",
+        ),
+    )

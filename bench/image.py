@@ -13,11 +13,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from bench.plan import Sizes
+from bench.files import CACHE, numbered, random_file, read_all
+from bench.image_plan import Sizes
+from bench.plan import Session
 
-__all__ = ["MKE2FS", "drop", "fill", "image"]
+__all__ = ["MKE2FS", "Image", "drop", "image"]
 
-CACHE = Path(__file__).resolve().parent.parent / ".cache" / "bench"
 # What mke2fs makes by itself depends on its version and mke2fs.conf; these make it the same
 # everywhere.
 MKE2FS = (
@@ -30,27 +31,17 @@ MKE2FS = (
     "-O",
     "64bit,metadata_csum,extent,flex_bg,dir_index",
 )
-FORMAT = 1
-
-
-def _numbered(folder: Path, count: int, per_folder: int, content: bytes) -> None:
-    for start in range(0, count, per_folder):
-        below = folder / f"{start // per_folder:04}"
-        below.mkdir(parents=True)
-        for number in range(start, min(start + per_folder, count)):
-            fd = os.open(below / f"file-{number:06}.dat", os.O_WRONLY | os.O_CREAT, 0o644)
-            if content:
-                os.write(fd, b"%08d" % number + content[8:])
-            os.close(fd)
+FORMAT = 2
 
 
 def _tree(where: Path, sizes: Sizes) -> None:
     noise = random.Random(1)
-    _numbered(where / "small", sizes.small, 100, noise.randbytes(sizes.small_bytes))
-    _numbered(where / "many", sizes.many, 1000, b"")
-    with (where / "big").open("wb") as file:
-        for _ in range(sizes.big_bytes >> 20):
-            file.write(noise.randbytes(1 << 20))
+    numbered(where / "small", sizes.small, 100, noise.randbytes(sizes.small_bytes))
+    numbered(where / "many", sizes.many, 1000, b"")
+    (where / "medium").mkdir()
+    for number in range(sizes.medium):
+        random_file(where / "medium" / f"{number:04}", sizes.medium_bytes, noise)
+    random_file(where / "big", sizes.big_bytes, noise)
 
 
 def image(sizes: Sizes) -> Path:
@@ -64,8 +55,9 @@ def image(sizes: Sizes) -> Path:
     if path.exists():
         return path
     CACHE.mkdir(parents=True, exist_ok=True)
-    blocks = sizes.small + sizes.many + sizes.big_bytes // 4096
-    inodes = sizes.small + sizes.many + 10_000
+    content = sizes.big_bytes + sizes.medium * sizes.medium_bytes
+    blocks = sizes.small + sizes.many + content // 4096
+    inodes = sizes.small + sizes.many + sizes.medium + 10_000
     size = (blocks * 4096 + inodes * 256) * 12 // 10 + (256 << 20)
     with tempfile.TemporaryDirectory(prefix="tree-", dir=CACHE) as tree:
         _tree(Path(tree), sizes)
@@ -79,15 +71,6 @@ def image(sizes: Sizes) -> Path:
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return path
-
-
-def fill(path: Path) -> None:
-    """Read the whole image, so that it is in the page cache."""
-    buffers = [bytearray(1 << 20)]
-    fd = os.open(path, os.O_RDONLY)
-    while os.readv(fd, buffers):
-        pass
-    os.close(fd)
 
 
 def drop(path: Path) -> float:
@@ -120,3 +103,23 @@ def _cached(fd: int) -> float:
         finally:
             del first
     return sum(page & 1 for page in pages) / len(pages)
+
+
+class Image:
+    """The image as what is mounted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def prepare(self, session: Session) -> None:
+        """Before the contenders have a session: its pages are in the cache."""
+        if session.state != "dropped":
+            read_all(self.path)
+
+    def before(self, session: Session) -> float:
+        """Before one contender has it.
+
+        Returns:
+            The part of the image that is cached and should not be.
+        """
+        return drop(self.path) if session.state == "dropped" else 0.0

@@ -48,17 +48,19 @@ class Verdict:
 def ratio(samples: Sequence[float], others: Sequence[float]) -> Spread:
     """How many times the others' time each sample is, round by round.
 
+    One that took part in fewer rounds did so in the first ones; only those count.
+
     Raises:
-        ValueError: the rounds do not match.
+        statistics.StatisticsError: no round in common.
     """
-    return Spread.of([mine / other for mine, other in zip(samples, others, strict=True)])
+    return Spread.of([mine / other for mine, other in zip(samples, others, strict=False)])
 
 
 def judge(target: Target, samples: Sequence[float], others: Sequence[float] | None) -> Verdict:
     """Compare with the bound.
 
     Args:
-        samples: penstock's, in the unit of the bound when it is absolute.
+        samples: the subject's, in the unit of the bound when it is absolute.
         others: of the contender that the target names; empty when that one is absent.
     """
     if not samples or (target.against is not None and not others):
@@ -68,7 +70,7 @@ def judge(target: Target, samples: Sequence[float], others: Sequence[float] | No
     elif target.kind == "faster":
         spread = ratio(others, samples)
     elif target.kind == "more":
-        spread = Spread.of([mine - other for mine, other in zip(samples, others, strict=True)])
+        spread = Spread.of([mine - other for mine, other in zip(samples, others, strict=False)])
     else:
         spread = ratio(samples, others)
     if target.kind == "faster":

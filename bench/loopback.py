@@ -8,6 +8,7 @@ each, nothing cached, in the way that package is meant to be used.
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,7 +112,7 @@ class Loopback(mfusepy.Operations):  # type: ignore[misc]
         return 0
 
     def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
-        os.utime(self._at(path), ns=times, follow_symlinks=False)
+        os.utime(self._at(path), ns=times or (now := time.time_ns(), now), follow_symlinks=False)
         return 0
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import matplotlib as mpl
 
-from bench.plan import MOUNT_ROW, ROWS
-
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
@@ -19,29 +17,37 @@ __all__ = ["draw"]
 
 COLOURS = {
     "kernel": "#888888",
-    "fuse2fs": "#d08770",
+    "native": "#888888",
     "penstock": "#2e6f9e",
     "penstock-splice": "#6fa8cf",
     "penstock-copy": "#b5d3e7",
+    "fuse2fs": "#d08770",
+    "passthrough_hp": "#d08770",
+    "passthrough_ll": "#e5b9a5",
+    "pyfuse3": "#a3be8c",
+    "mfusepy": "#cfe0c3",
 }
 
 
-def draw(content: dict[str, Any], path: Path) -> list[Path]:
+def draw(content: dict[str, Any], bases: tuple[str, ...], path: Path) -> list[Path]:
     """Write ``path`` with the suffixes .png and .svg.
 
     Args:
-        content: what ``report.document`` returns.
+        content: what ``results.document`` returns.
+        bases: contenders to compare with; the first one that took part counts.
     """
     seconds: dict[str, dict[str, list[float]]] = content["seconds"]
-    base = seconds.get("kernel") or seconds.get("fuse2fs") or next(iter(seconds.values()))
-    base_name = next(name for name, rows in seconds.items() if rows is base)
+    base_name = next((name for name in bases if name in seconds), next(iter(seconds)))
+    base = seconds[base_name]
     names = [name for name in COLOURS if name in seconds]
-    rows = [row for row in (*ROWS, MOUNT_ROW) if row.name in base]
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.75 * len(rows)), layout="constrained")
+    rows = [name for name in content["rows"] if name in base]
+    figure, axes = plt.subplots(
+        figsize=(9, 1 + 0.12 * len(rows) * (len(names) + 1)), layout="constrained"
+    )
     height = 0.8 / len(names)
     for index, name in enumerate(names):
         ratios = [
-            [a / b for a, b in zip(seconds[name].get(row.name, []), base[row.name], strict=False)]
+            [a / b for a, b in zip(seconds[name].get(row, []), base[row], strict=False)]
             for row in rows
         ]
         middles = [statistics.median(r) if r else 0.0 for r in ratios]
@@ -59,14 +65,14 @@ def draw(content: dict[str, Any], path: Path) -> list[Path]:
         )
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [row.title for row in rows])
+    axes.set_yticks(range(len(rows)), [content["rows"][row]["title"] for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel(f"time against {base_name} (shorter is faster; lines: lowest to highest)")
     axes.legend(loc="best", fontsize="small")
     machine = content["machine"]
     axes.set_title(
-        f"Linux {machine['kernel']}, {machine['cpus']} CPUs, Python {machine['python']}, "
-        f"{content['rounds']} rounds",
+        f"{content['plan']}: Linux {machine['kernel']}, {machine['cpus']} CPUs, "
+        f"Python {machine['python']}, {content['rounds']} rounds",
         fontsize="small",
     )
     written = [path.with_suffix(".png"), path.with_suffix(".svg")]

@@ -7,32 +7,53 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.requirements import PROJECT
 
 
-@pytest.mark.requires("fuse", "kernel-ext4", "mke2fs", "fuse2fs")
-@pytest.mark.timeout(300)
-def test_quick_benchmark_measures_every_contender(tmp_path: Path) -> None:
+def quick(plan: str, folder: Path) -> tuple[dict[str, Any], str]:
+    """One round of a plan with little data: its document, and what was printed."""
+    command = [sys.executable, "-m", "bench", plan, "--quick", "--runs", "1"]
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "--runs", "1", "--results", str(tmp_path)],
+        [*command, "--results", str(folder)],
         cwd=PROJECT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (written,) = tmp_path.glob("*.json")
-    content = json.loads(written.read_text(encoding="utf-8"))
-    names = {
-        "kernel", "fuse2fs", "penstock", "penstock-sandbox=no", "penstock-splice", "penstock-copy"
-    }  # fmt: skip
-    assert set(content["seconds"]) == names, content["contenders"]
+    (written,) = folder.glob("*.json")
+    assert "penstock-bench" not in Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+    assert not list(Path("/dev/shm").glob("penstock-bench-*"))
+    content: dict[str, Any] = json.loads(written.read_text(encoding="utf-8"))
+    failures = {name: c["failures"] for name, c in content["contenders"].items() if c["failures"]}
+    assert not failures
+    return content, done.stdout
+
+
+@pytest.mark.requires("fuse", "kernel-ext4", "mke2fs", "fuse2fs")
+@pytest.mark.timeout(300)
+def test_quick_benchmark_of_an_image_measures_every_contender(tmp_path: Path) -> None:
+    content, shown = quick("image", tmp_path)
+    names = {"kernel", "fuse2fs", "penstock", "penstock-splice", "penstock-copy"}
+    assert set(content["seconds"]) == names
     assert all(
         len(samples) == 1 for rows in content["seconds"].values() for samples in rows.values()
     )
-    assert set(content["memory_mib"]) == names - {"kernel"}
-    assert "Targets" in done.stdout
-    assert "penstock-bench" not in Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+    assert set(content["bytes"]) == names - {"kernel"}
+    assert "targets" in shown
+
+
+@pytest.mark.requires("fuse", "kernel-ext4", "mke2fs")
+@pytest.mark.timeout(300)
+def test_quick_benchmark_of_a_directory_measures_every_contender(tmp_path: Path) -> None:
+    content, shown = quick("mirror", tmp_path)
+    there = {name for name, c in content["contenders"].items() if c["absent"] is None}
+    assert there >= {"native", "penstock", "penstock-copy"}
+    assert set(content["seconds"]) == there
+    assert set(content["bytes"]) == there - {"native", "passthrough_ll"}
+    assert content["seconds"]["penstock"].keys() >= content["seconds"]["native"].keys()
+    assert "targets" in shown
