@@ -72,6 +72,10 @@ _FIRST: Final = 2 * _PAGE
 _HANDLE_TYPE: Final = 0x81
 """FILEID_INO64_GEN with the number's upper half first, as fs/erofs/super.c has it."""
 _HANDLE: Final = struct.Struct("=III")
+_INDEXES: Final = int(ChunkFormat.INDEXES)
+_CHUNKED: Final = inode_format(Layout.CHUNK_BASED, extended=True)
+_INLINE: Final = inode_format(Layout.FLAT_INLINE, extended=True)
+_INODE: Final = struct_of(ExtendedInode).pack
 _HOLE: Final = 0xFFFF | NULL_BLOCK << 32
 _DEVICE: Final = 1 << 16
 _MAX_CHUNK_BITS: Final = 31
@@ -202,7 +206,7 @@ class Lens:
         names_at = 2 * dirent.size
         entries = dirent.pack(root, names_at, FileType.DIRECTORY)
         entries += dirent.pack(root, names_at + 1, FileType.DIRECTORY) + b"..."
-        directory = _inode(stat.S_IFDIR | 0o555, Layout.FLAT_INLINE, len(entries), 0, links=2)
+        directory = _inode(_INLINE, stat.S_IFDIR | 0o555, len(entries), 0, links=2)
         os.pwrite(meta, directory + entries, _ROOT)
 
     def _number(self, place: int) -> int:
@@ -226,8 +230,8 @@ class Lens:
         count = length + (1 << bits) - 1 >> bits
         if count > MAX_CHUNKS:
             raise OSError(errno.EFBIG, f"the file lies in {count} pieces")
-        layout = ChunkFormat.INDEXES | bits - self._bits
-        inode = _inode(stat.S_IFREG | 0o444, Layout.CHUNK_BASED, length, layout, links=0)
+        layout = _INDEXES | bits - self._bits
+        inode = _inode(_CHUNKED, stat.S_IFREG | 0o444, length, layout, links=0)
         body = inode + self._indexes(extents, bits, count)
         place = self._next
         if place + len(body) > _META_BYTES:
@@ -294,10 +298,8 @@ class Lens:
         self.close()
 
 
-def _inode(mode: int, layout: Layout, size: int, union: int, *, links: int) -> bytes:
-    form = inode_format(layout, extended=True)
-    fields = ExtendedInode(form, 0, mode, size, union, 1, 0, 0, 0, 0, links)
-    return struct_of(ExtendedInode).pack(*fields)
+def _inode(form: int, mode: int, size: int, union: int, *, links: int) -> bytes:
+    return _INODE(*ExtendedInode(form, 0, mode, size, union, 1, 0, 0, 0, 0, links))
 
 
 def _chunk_bits(length: int, extents: Sequence[Extent], least: int) -> int:
