@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 from penstock.broker.channel import Channel
 from penstock.broker.launch import Launched
-from penstock.broker.mount import Broker, Source
-from penstock.broker.options import Containment, MountOptions
+from penstock.broker.mount import Broker
+from penstock.broker.options import Containment, MountOptions, Source
 from penstock.broker.outcome import ServerFailure
 from penstock.negotiate import When, image_profile
 

@@ -23,7 +23,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 from penstock.broker.attach import (
     Attachment,
@@ -34,13 +34,13 @@ from penstock.broker.attach import (
     undo_attachment,
 )
 from penstock.broker.files import Files
+from penstock.broker.handover import handed_over
 from penstock.broker.handshake import answer_init
 from penstock.broker.launch import Launched
-from penstock.broker.options import Containment, MountOptions
+from penstock.broker.options import Containment, MountOptions, Source
 from penstock.broker.outcome import End, Outcome, ServerFailure, oom_kills
 from penstock.broker.peer import KILL_SECONDS, Peer, missing_layers
 from penstock.broker.protocol import (
-    MAX_WORKERS,
     VERSION,
     Body,
     FailureCode,
@@ -54,7 +54,6 @@ from penstock.broker.protocol import (
     ProtocolError,
     Purpose,
     Ready,
-    Serve,
     State,
     Statistics,
     Stop,
@@ -64,8 +63,8 @@ from penstock.broker.protocol import (
 from penstock.broker.statistics import BrokerStatistics, ServerStatistics
 from penstock.fs import Connection
 from penstock.negotiate import Limits, Profile
-from penstock.sys.devfuse import clone, connection_of
-from penstock.sys.files import IMAGE_FLAGS, large_pipe, opened_again
+from penstock.sys.devfuse import connection_of
+from penstock.sys.files import IMAGE_FLAGS, opened_again
 from penstock.sys.mountinfo import MountInfo, find_mount, resolve_parent
 from penstock.sys.process import wait_pidfd
 from penstock.sys.unmount import find_fuse_mount, take_away
@@ -89,17 +88,6 @@ _LEVELS: Final = frozenset({logging.DEBUG, logging.INFO, logging.WARNING, loggin
 
 
 _DEFAULT: Final = Containment()
-
-
-class Source(NamedTuple):
-    """What the servers are given."""
-
-    fd: int
-    """The image, open for reading, or the directory; stays the caller's."""
-    size: int | None
-    """Bytes; None: a directory, which the servers have had from the beginning."""
-    type: str = ""
-    words: tuple[tuple[str, str], ...] = ()
 
 
 class Broker:
@@ -229,15 +217,17 @@ class Broker:
         self._table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll.register(self._table, select.POLLPRI)  # tells of every mount and unmount
         assert self._connection is not None
+        options = self._options
         self._files.start(
             self._device,
             self._connection,
             self.peers,
-            superblock_read_only=self._options.read_only,
+            superblock_read_only=options.read_only,
             on_violation=self._report_violation,
         )
         for peer in self.peers:
-            self._hand_over(peer)
+            with handed_over(self._device, self._connection, options, self._files, peer) as serve:
+                self._send(peer, *serve)
         self._files.run()
         self._until(
             lambda: all(peer.state is State.SERVING for peer in self.peers),
@@ -372,39 +362,6 @@ class Broker:
         number = connection_of(self._device)
         if number is not None and self.on_connection is not None:
             self.on_connection(number)
-
-    def _hand_over(self, peer: Peer) -> None:
-        """Give a server its descriptors of the connection, and what it cannot make itself."""
-        connection = self._connection
-        assert connection is not None
-        options = self._options
-        workers = min(options.workers, MAX_WORKERS)
-        body = Serve(
-            *connection,
-            workers=workers,
-            poll=str(options.poll),
-            datapath=options.datapath,
-            files=self._files.name,
-            reasons=self._files.reasons,
-        )
-        with contextlib.ExitStack() as made:
-            fds = [self._clone(made) for _ in range(workers)]
-            for _ in range(workers):
-                ends = large_pipe()
-                for fd in ends:
-                    made.callback(os.close, fd)
-                fds += ends
-            fds += self._files.descriptors(peer.number)
-            self._send(peer, body, fds)
-
-    def _clone(self, made: contextlib.ExitStack) -> int:
-        try:
-            fd = clone(self._device)
-        except OSError as error:
-            _log.info("workers share one descriptor: %s", error)
-            fd = os.dup(self._device)
-        made.callback(os.close, fd)
-        return fd
 
     def _check_layers(self) -> None:
         missing = missing_layers(self.peers, strict=self._containment.strict)

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Containment", "MountOptions"]
+__all__ = ["Containment", "MountOptions", "Source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +69,14 @@ class Containment(NamedTuple):
     log_level: int = 20
     """The least important lines that the servers send, as Python's logging numbers them; 10 (debug)
     has one for each request."""
+
+
+class Source(NamedTuple):
+    """What the servers are given."""
+
+    fd: int
+    """The image, open for reading, or the directory; stays the caller's."""
+    size: int | None
+    """Bytes; None: a directory, which the servers have had from the beginning."""
+    type: str = ""
+    words: tuple[tuple[str, str], ...] = ()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mounting with a broker and contained servers: this process is the broker.
 
-It imports nothing that reads an image.
+It imports nothing that reads an image or looks into a directory.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from penstock.broker.ending import Stopped, ending
 from penstock.broker.keeper import NO_MOUNT, Keeper
 from penstock.broker.launch import Launched
-from penstock.broker.mount import Broker, Source
-from penstock.broker.options import Containment
+from penstock.broker.mount import Broker
+from penstock.broker.options import Containment, MountOptions, Source
 from penstock.broker.outcome import End, Outcome, ServerFailure
 from penstock.broker.protocol import Ready
 from penstock.cli.errors import ExitCode
@@ -27,14 +27,17 @@ from penstock.cli.images import open_source
 from penstock.cli.mountoptions import mount_options, request_timeout
 from penstock.cli.mountpoints import claimed
 from penstock.cli.options import Words
-from penstock.cli.publishing import mount_failure, publish, warn_of_image
+from penstock.cli.publishing import mount_failure, publish, warn_of_source
 from penstock.control import ControlServer, Record, runtime_directory
-from penstock.negotiate import image_profile
+from penstock.negotiate import Profile, image_profile
 from penstock.sys.notify import notify
 
 __all__ = ["serve_contained"]
 
 _log = logging.getLogger(__name__)
+
+MIRROR: Final = "mirror"
+"""The type of whatever is a directory."""
 
 
 def serve_contained(
@@ -42,6 +45,8 @@ def serve_contained(
     words: Words,
     launched: Sequence[Launched],
     ready: Callable[[], None],
+    *,
+    tree: bool,
 ) -> int:
     """Mount, call ``ready``, and serve until the mount has ended; the exit code.
 
@@ -50,22 +55,25 @@ def serve_contained(
         words: the same for ``-o``.
         launched: the servers, which start while everything else is being looked at.
         ready: called when the mount can be used.
+        tree: whether the source is a directory.
     """
     containment = _containment(words, debug=arguments.debug)
-    options = mount_options(words, arguments.source)
-    profile = image_profile(acl="noacl" not in words.server, idmap="idmap" in words.server)
+    options = mount_options(words, arguments.source, tree=tree)
+    profile = _profile(words, tree=tree)
     try:
         with contextlib.ExitStack() as stack:
             end = stack.enter_context(ending())
             keeper = stack.enter_context(Keeper.start())
+            directory = _directory(arguments.source, options, stack) if tree else None
             broker = stack.enter_context(
-                Broker(arguments.mountpoint, options, profile, launched, containment)
+                Broker(arguments.mountpoint, options, profile, launched, containment, directory)
             )
             keeper.servers([peer.pidfd for peer in broker.peers])
             broker.on_connection = lambda number: _watch(broker, keeper, number, containment)
             broker.on_unmounted = lambda: _unmounted(broker, keeper, containment)
-            image = _mount(arguments, words, broker, stack)
-            control = _publish(arguments, image, broker, keeper, containment, stack)
+            source = _source(arguments, words, options, directory, stack)
+            verdict = _mount(arguments, words, broker, source)
+            control = _publish(arguments, verdict, broker, keeper, containment, stack)
             _watch(broker, keeper, broker.connection, containment)
             # From here on a signal unmounts; until here it undoes what was done.
             end.on_wish = broker.ask
@@ -91,23 +99,50 @@ def _containment(words: Words, *, debug: bool) -> Containment:
     )
 
 
-def _mount(
-    arguments: argparse.Namespace, words: Words, broker: Broker, stack: contextlib.ExitStack
-) -> Ready:
-    """Open the image, have it judged, mount it."""
-    source = arguments.source
-    fd = open_source(source, ExitCode.MOUNT)
+def _profile(words: Words, *, tree: bool) -> Profile:
+    if tree:
+        from penstock.cli.trees import tree_profile
+
+        return tree_profile(words.server)
+    return image_profile(acl="noacl" not in words.server, idmap="idmap" in words.server)
+
+
+def _directory(source: str, options: MountOptions, stack: contextlib.ExitStack) -> int:
+    from penstock.cli.trees import opened_tree
+
+    return stack.enter_context(opened_tree(source, read_only=options.read_only))
+
+
+def _source(
+    arguments: argparse.Namespace,
+    words: Words,
+    options: MountOptions,
+    directory: int | None,
+    stack: contextlib.ExitStack,
+) -> Source:
+    """What the servers are given."""
+    pairs = tuple(words.server.items())
+    if directory is not None:
+        read_only = (("ro", ""),) if options.read_only else ()
+        return Source(directory, None, MIRROR, (*pairs, *read_only))
+    fd = open_source(arguments.source, ExitCode.MOUNT)
     stack.callback(os.close, fd)
+    return Source(fd, os.lseek(fd, 0, os.SEEK_END), arguments.type or "", pairs)
+
+
+def _mount(arguments: argparse.Namespace, words: Words, broker: Broker, source: Source) -> Ready:
+    """Have the source judged, mount it."""
     with claimed(arguments.mountpoint) as target:
         broker.mountpoint, broker.directory = target
-        size = os.lseek(fd, 0, os.SEEK_END)
-        image = Source(fd, size, arguments.type or "", tuple(words.server.items()))
         try:
-            verdict = broker.judge(image)
-            warn_of_image(source, fd, verdict.warnings)
+            verdict = broker.judge(source)
+            warn_of_source(
+                arguments.source, None if source.size is None else source.fd, verdict.warnings
+            )
             broker.mount()
         except ServerFailure as failure:
-            raise server_failure(source, failure, words.server, ExitCode.MOUNT) from failure
+            name = arguments.source
+            raise server_failure(name, failure, words.server, ExitCode.MOUNT) from failure
         except OSError as error:
             raise mount_failure(arguments.mountpoint, error) from error
     return verdict
