@@ -30,7 +30,7 @@ from penstock.cli.options import WORDS, Argument, Shape, split_words
 __all__ = ["ARGUMENTS", "Call", "main", "mount_words", "options_text", "parse_call", "run_for_fuse"]
 
 ARGUMENTS: Final[tuple[Argument, ...]] = (
-    Argument(("SOURCE",), Shape.ONE, "a disk image or block device"),
+    Argument(("SOURCE",), Shape.ONE, "a disk image, a block device or a directory"),
     Argument(("DIR",), Shape.ONE, "an existing directory"),
     Argument(("-o",), Shape.REPEATED, "words of fstab(5) and of penstock(1)", "WORD[=VALUE],…"),
     Argument(

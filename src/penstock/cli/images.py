@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Target",
+    "as_server_says",
     "choose_partition",
     "contained",
     "for_each",
@@ -70,7 +71,7 @@ def open_source(path: str, code: ExitCode = ExitCode.SYSTEM) -> int:
 
 def _check_image(path: str, mode: int, code: ExitCode) -> None:
     if stat.S_ISDIR(mode):
-        raise Failure(f"{path}: is a directory, not a disk image", code)
+        raise Failure(f"{path}: is a directory, not a disk image: look into it with ls", code)
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise Failure(f"{path}: is neither a regular file nor a block device", code)
 
@@ -145,7 +146,7 @@ def open_filesystem(
     try:
         return open_server(fd, type, words)
     except (ValueError, OSError) as error:
-        raise server_failure(path, _as_server_says(error), words, code) from error
+        raise server_failure(path, as_server_says(error), words, code) from error
 
 
 def inspect_here(
@@ -161,11 +162,12 @@ def inspect_here(
     try:
         description, error = inspect_image(fd, type, words)
     except (ValueError, OSError) as raised:
-        raise _as_server_says(raised) from raised
-    return description, None if error is None else _as_server_says(error)
+        raise as_server_says(raised) from raised
+    return description, None if error is None else as_server_says(error)
 
 
-def _as_server_says(error: Exception) -> ServerFailure:
+def as_server_says(error: Exception) -> ServerFailure:
+    """An exception of opening what is served, as it comes from a contained server."""
     from penstock.broker.outcome import ServerFailure
     from penstock.contain.failures import failed
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from penstock.broker.options import MountOptions
 from penstock.cli.errors import ExitCode, Failure
-from penstock.cli.options import Words, number_of
+from penstock.cli.options import DATAPATHS, Words, number_of
 
 __all__ = ["mount_options", "request_timeout"]
 
@@ -19,8 +19,22 @@ _SHORTEST_TIMEOUT: Final = 15
 _LONGEST_TIMEOUT: Final = 0xFFFF
 
 
-def mount_options(words: Words, source: str) -> MountOptions:
+_MIN_WRITE: Final = 4096
+_MAX_WRITE: Final = 16 << 20
+_NOT_YET: Final = {
+    "reflink": "is for images that are written to, which this version does not",
+    "iomap": "takes a kernel with the iomap extension of FUSE, which this version does not speak",
+}
+"""Data paths of the design that there are not, and why not."""
+
+
+def mount_options(words: Words, source: str, *, tree: bool = False) -> MountOptions:
     """What ``-o`` says of the mount itself.
+
+    Args:
+        words: of the command line.
+        source: as the user named it.
+        tree: whether it is a directory; else it is an image, and never written.
 
     Raises:
         Failure: a value is out of range, or the caller may not have it (USAGE).
@@ -33,15 +47,17 @@ def mount_options(words: Words, source: str) -> MountOptions:
     return MountOptions(
         source=generic.get("fsname") or _shown(source),
         subtype=generic.get("subtype", "penstock"),
-        read_only=True,  # images are never written
+        read_only="ro" in generic or not tree,
         allow_other="allow_other" in generic,
         suid="suid" in generic,
         dev="dev" in generic,
         exec="noexec" not in generic,
         symfollow="nosymfollow" not in generic,
         poll=_poll(generic.get("poll", "auto")),
-        datapath=generic.get("datapath", "auto"),
+        datapath=_datapath(generic.get("datapath", "auto")),
+        stackable="stackable" in generic,
         max_read=int(generic.get("max_read", 0)),
+        max_write=number_of(words, "max_write", MountOptions().max_write, _MIN_WRITE, _MAX_WRITE),
         workers=number_of(words, "workers", MountOptions().workers, 1, _MAX_WORKERS),
     )
 
@@ -65,6 +81,13 @@ def request_timeout(words: Words) -> int:
         text = f"is neither 0 nor in {_SHORTEST_TIMEOUT} to {_LONGEST_TIMEOUT}"
         raise Failure(f"-o request_timeout={timeout}: {text}", ExitCode.USAGE)
     return timeout
+
+
+def _datapath(text: str) -> str:
+    if text in DATAPATHS:
+        return text
+    why = _NOT_YET.get(text, f"not one of {', '.join(DATAPATHS)}")
+    raise Failure(f"-o datapath={text}: {why}", ExitCode.USAGE)
 
 
 def _poll(text: str) -> str | int:

@@ -19,6 +19,7 @@ from penstock.cli.errors import ExitCode, Failure
 
 __all__ = [
     "COMMANDS",
+    "DATAPATHS",
     "WORDS",
     "Argument",
     "Command",
@@ -93,9 +94,12 @@ def _ignored(*names: str) -> tuple[Word, ...]:
     return tuple(Word(name, Kind.IGNORED, "") for name in names)
 
 
+DATAPATHS: Final = ("auto", "passthrough", "lens", "splice", "copy")
+"""What ``-o datapath=`` may say; whether it is possible, the mount finds out."""
+
 WORDS: Final[tuple[Word, ...]] = (
-    Word("ro", Kind.FLAG, "mount read-only (images are never written)"),
-    Word("rw", Kind.NOTED, "accepted, but images are mounted read-only"),
+    Word("ro", Kind.FLAG, "mount read-only (an image always is)"),
+    Word("rw", Kind.FLAG, "let a directory be written to (the default for one)"),
     Word("allow_other", Kind.FLAG, "let other users in; permissions are then always checked"),
     Word("default_permissions", Kind.FLAG, "have the kernel check permissions"),
     Word("suid", Kind.FLAG, "honour set-user-ID and set-group-ID bits (root only)"),
@@ -106,13 +110,18 @@ WORDS: Final[tuple[Word, ...]] = (
     Word("noexec", Kind.FLAG, "forbid programs to be run"),
     Word("nosymfollow", Kind.FLAG, "do not follow symbolic links"),
     Word("max_read", Kind.NUMBER, "largest read request", ("BYTES",), "as the data path allows"),
+    Word("max_write", Kind.NUMBER, "largest write request", ("BYTES",), "1048576"),
     Word("workers", Kind.NUMBER, "threads that answer the kernel", ("N",), "2"),
     Word(
         "poll", Kind.TEXT,
         "how long a worker looks for the next request before it sleeps",
         ("auto|off|MICROSECONDS",), "auto",
     ),
-    Word("datapath", Kind.TEXT, "who moves file data", ("auto|splice|copy",), "auto"),
+    Word("datapath", Kind.TEXT, "who moves file data", ("|".join(DATAPATHS),), "auto"),
+    Word(
+        "stackable", Kind.FLAG,
+        "leave room for an overlay on top, even if a data path has to be done without",
+    ),
     Word(
         "sandbox", Kind.CHOICE,
         "keep the server, which parses the image, in a sandbox; strict: refuse to mount if a layer "
@@ -149,6 +158,7 @@ WORDS: Final[tuple[Word, ...]] = (
 _BY_NAME: Final[Mapping[str, Word]] = {word.name: word for word in WORDS}
 
 _SOURCE = Argument(("SOURCE",), Shape.ONE, "a disk image or block device")
+_MOUNTED = Argument(("SOURCE",), Shape.ONE, "a disk image, a block device or a directory")
 _JSON = Argument(("--json",), Shape.FLAG, "print JSON")
 _TYPE = Argument(("-t", "--type"), Shape.VALUE, "what the image holds (default: found out)", "TYPE")
 _WORDS = Argument(
@@ -165,9 +175,9 @@ _READING = (_TYPE, _WORDS, _PARTITION)
 COMMANDS: Final[tuple[Command, ...]] = (
     Command(
         "mount",
-        "mount an image; returns when the mount can be used",
+        "mount an image or a directory; returns when the mount can be used",
         (
-            _SOURCE,
+            _MOUNTED,
             Argument(("MOUNTPOINT",), Shape.ONE, "an existing directory"),
             _TYPE,
             _WORDS,
@@ -177,7 +187,8 @@ COMMANDS: Final[tuple[Command, ...]] = (
             Argument(("-r", "--read-only"), Shape.FLAG, "the same as -o ro"),
         ),
         "Mounts are nosuid and nodev unless root asks otherwise. The image is opened for reading "
-        "only and never written, also when its journal has to be replayed. In the background, "
+        "only and never written, also when its journal has to be replayed. A directory is served "
+        "as it is, and written to unless -o ro says otherwise (docs/mirror.md). In the background, "
         "warnings go to the system's log (/dev/log) where there is one; with -f to stderr. SIGINT, "
         "SIGTERM and SIGHUP unmount, and the exit code is 0 then, also with -f.",
     ),
@@ -418,7 +429,7 @@ def number_of(words: Words, name: str, default: int, lowest: int, highest: int) 
 
 _OPPOSITE: Final = {
     "suid": "nosuid", "nosuid": "suid", "dev": "nodev", "nodev": "dev",
-    "exec": "noexec", "noexec": "exec",
+    "exec": "noexec", "noexec": "exec", "ro": "rw", "rw": "ro",
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from penstock.control import (
 )
 from penstock.sys.inuse import in_use
 
-__all__ = ["mount_failure", "publish", "warn_of_image"]
+__all__ = ["mount_failure", "publish", "warn_of_source"]
 
 
 class _Mounted(Protocol):
@@ -34,16 +34,18 @@ class _Mounted(Protocol):
     def abort(self) -> None: ...
 
 
-def warn_of_image(source: str, fd: int, warnings: Iterable[str]) -> None:
-    """Tell the user what is odd about an image.
+def warn_of_source(source: str, fd: int | None, warnings: Iterable[str]) -> None:
+    """Tell the user what is odd about an image or a directory.
 
     Args:
         source: its path, as the user named it.
-        fd: the image.
+        fd: the image; None: a directory, which others may use at the same time.
         warnings: what the server said of it.
     """
     for warning in warnings:
         warn(f"{source}: {warning}")
+    if fd is None:
+        return
     user = in_use(fd)
     if user is not None:
         warn(f"{source}: is {user}: what is shown may be out of date or torn")

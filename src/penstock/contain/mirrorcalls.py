@@ -54,6 +54,7 @@ _FILES: Final = (
         "extended attributes and ACLs",
     ),
     *each("flock", "locks of whole files, on behalf of their owners"),
+    *each("capget", "which rights it has, so what it can promise"),
     *each("umask", "modes of new files come from the kernel as they are to be"),
     Entry(
         "ioctl",

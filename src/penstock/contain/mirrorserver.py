@@ -17,7 +17,9 @@ def _open(message: Message, tree: int | None) -> Server:
     body = message.body
     assert isinstance(body, Tree)
     assert tree is not None
-    return open_mirror(tree, parse_options({word.name: word.value for word in body.words}))
+    words = {word.name: word.value for word in body.words}
+    read_only = words.pop("ro", None) is not None  # the mount's own word, not the mirror's
+    return open_mirror(tree, parse_options(words, read_only=read_only))
 
 
 def mirror_role(*, trusted: bool) -> Role:

@@ -32,7 +32,7 @@ class Server:
     operations: Operations
     read_only: bool
     offset: int
-    """Where the filesystem begins in the image, bytes."""
+    """Where the filesystem begins in the image, bytes; of a directory 0, as the length."""
     length: int
     """Bytes of the image, from ``offset`` on, that belong to it."""
     block_size: int

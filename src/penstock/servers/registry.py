@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Final
 
 from penstock.formats.detect import Detected, detect
@@ -12,10 +13,12 @@ from penstock.formats.partition import read_partitions
 from penstock.formats.source import FileSource, device_size
 from penstock.servers.base import Server, ServerOption, UnknownImage
 
-__all__ = ["TYPES", "open_server", "server_options"]
+__all__ = ["IMAGE_TYPES", "TYPES", "open_server", "server_options"]
 
-TYPES: Final = ("ext4",)
-"""The words that ``-t`` takes; ext2 and ext3 images are ext4's."""
+IMAGE_TYPES: Final = ("ext4",)
+"""What an image may hold; ext2 and ext3 images are ext4's."""
+TYPES: Final = (*IMAGE_TYPES, "mirror")
+"""The words that ``-t`` takes."""
 
 _ALIASES: Final = {"ext2": "ext4", "ext3": "ext4", "ext4": "ext4"}
 _TABLES: Final = frozenset({"gpt", "mbr"})
@@ -36,11 +39,10 @@ _SMALLEST: Final = 2048
 
 
 def server_options(type: str) -> tuple[ServerOption, ...]:
-    """The ``-o`` words of a type."""
-    del type  # there is one
-    from penstock.servers.ext4.options import OPTIONS  # noqa: PLC0415 - loaded when needed
-
-    return OPTIONS
+    """The ``-o`` words of a type (one of :data:`TYPES`)."""
+    module = import_module(f"penstock.servers.{type}.options")  # loaded when needed
+    options: tuple[ServerOption, ...] = module.OPTIONS
+    return options
 
 
 def open_server(
@@ -60,6 +62,8 @@ def open_server(
         ValueError: an option is wrong.
         OSError: the image cannot be read.
     """
+    if type == "mirror":
+        raise ValueError("-t mirror: serves a directory, not an image")
     if type is not None and type not in _ALIASES:
         raise ValueError(f"-t {type}: not one of {', '.join(_ALIASES)}")
     from penstock.servers.ext4.options import parse_options  # noqa: PLC0415

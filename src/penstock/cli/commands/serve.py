@@ -29,7 +29,7 @@ from penstock.contain.service import MountHelper, Request, Service, inherited_so
 from penstock.contain.service_protocol import Hello, ProtocolError
 from penstock.contain.warm import import_all
 from penstock.formats.errors import FormatError
-from penstock.servers import TYPES, UnknownImage
+from penstock.servers import IMAGE_TYPES, UnknownImage
 
 __all__ = ["run"]
 
@@ -48,8 +48,8 @@ class _Interrupted(BaseException):
 
 def run(arguments: argparse.Namespace) -> int:
     """Make one mount and serve it to its end."""
-    if arguments.type not in TYPES:
-        raise Failure(f"{arguments.type}: is none of {', '.join(TYPES)}", ExitCode.USAGE)
+    if arguments.type not in IMAGE_TYPES:
+        raise Failure(f"{arguments.type}: is none of {', '.join(IMAGE_TYPES)}", ExitCode.USAGE)
     configure_logging()
     try:
         connection = inherited_socket(arguments.fd)
