@@ -7,7 +7,7 @@ the broker, which answers for a server that it does not trust. Start with :func:
 """
 
 from penstock.negotiate.init import REFUSED, SUPPORTED, Limits, Profile, When, negotiate
-from penstock.negotiate.profile import image_profile
+from penstock.negotiate.profile import image_profile, mirror_profile
 
 __all__ = [
     "REFUSED",
@@ -16,5 +16,6 @@ __all__ = [
     "Profile",
     "When",
     "image_profile",
+    "mirror_profile",
     "negotiate",
 ]

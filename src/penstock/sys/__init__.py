@@ -8,20 +8,25 @@ starts one in namespaces of its own, ``files.py`` is what ``os`` lacks about fil
 tells who else may write to an image, ``notify.py`` speaks to the service manager, ``probe.py``
 tells what only a try can. ``namespaces.py``, ``capabilities.py``, ``landlock.py`` and
 ``seccomp.py`` are what a process takes from itself, ``memory.py`` says how malloc takes memory,
-``credentials.py`` is whom a thread uses files as, ``beneath.py`` opens what lies below a directory
+``credentials.py`` is whom a thread uses files as, ``fsids.py`` changes it often; ``atcalls.py``,
+``xattrat.py``, ``handles.py`` and ``listing.py`` are a file server's hot path; ``beneath.py`` opens what lies below a directory
 and nothing else, ``reasons.py`` has the words for errors. Each is imported by who needs it.
 """
 
 __all__ = [
+    "atcalls",
     "beneath",
     "capabilities",
     "credentials",
     "devfuse",
     "files",
+    "fsids",
     "fusermount",
+    "handles",
     "inuse",
     "landlock",
     "libc",
+    "listing",
     "memory",
     "mount",
     "mountinfo",
@@ -33,4 +38,5 @@ __all__ = [
     "seccomp",
     "spawn",
     "unmount",
+    "xattrat",
 ]
