@@ -143,6 +143,8 @@ class AttributeOperations(State):
                 raise FsError(errno.ENODATA, f"no {name!r} to replace")
             if name in {acl.ACCESS, acl.DEFAULT}:
                 self._set_acl(node, name, value, setxattr_flags)
+            elif name in _PREFIXES:
+                raise FsError(errno.EINVAL, f"{name!r} is a namespace, not a name in it")
             elif name.startswith(_PREFIXES):
                 self._put_xattr(node, name, value)
             else:
