@@ -204,12 +204,14 @@ class Backings:
             raise OSError(errno.EINVAL, "there is no inode 0")
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         access = flags & os.O_ACCMODE
-        if flags & os.O_PATH or access == os.O_WRONLY:
-            raise OSError(errno.EPERM, "the descriptor cannot read")
+        if flags & os.O_PATH:
+            raise OSError(errno.EPERM, "the descriptor can do nothing")
         mount = _mount_id(fd)
         if mount == self._own_mount:
             self._check_kind(fd)
             return
+        if access == os.O_WRONLY:
+            raise OSError(errno.EPERM, "the descriptor cannot read")
         if not self._read_only and (access != os.O_RDWR or flags & os.O_APPEND):
             raise OSError(errno.EPERM, "the descriptor cannot write, and the mount can be written")
         fstype = self._filesystems.type_of(mount)

@@ -40,7 +40,7 @@ message."""
 IDLE_SECONDS: Final = 60.0
 """They are given up after so long."""
 
-_GONE: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ELOOP, errno.ENOTCONN, errno.EPIPE})
+_GONE: Final = frozenset({errno.EOPNOTSUPP, errno.ELOOP, errno.ENOTCONN, errno.EPIPE})
 """What says that no file of this mount can be carried."""
 _ALLOWED: Final = int(FOpen.DIRECT_IO | FOpen.PARALLEL_DIRECT_WRITES | FOpen.NOFLUSH)
 _PASSTHROUGH: Final = int(FOpen.PASSTHROUGH)
