@@ -91,7 +91,7 @@ def _prepare(directory: Path, out: TextIO) -> int:
 
 def _run(options: argparse.Namespace, cases: Sequence[Case], without: set[str], out: TextIO) -> int:
     with contextlib.ExitStack() as stack:
-        root, other = options.directory, options.against
+        root, other = options.directory.resolve(), options.against
         if options.read_only:
             absent = absent_of(root)
         else:
