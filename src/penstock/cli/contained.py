@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from penstock.broker.ending import Stopped, ending
@@ -169,9 +169,21 @@ def _publish(
     def statistics() -> dict[str, Any]:
         from penstock.cli.statistics import contained_statistics
 
-        return contained_statistics(broker.statistics(), record, strict=containment.strict)
+        return contained_statistics(
+            broker.statistics(),
+            record,
+            strict=containment.strict,
+            without=_without() if image.type == MIRROR else {},
+        )
 
     return publish(record, broker, statistics, stack)
+
+
+def _without() -> Mapping[str, str]:
+    """The layers that servers of directories do without, and why."""
+    from penstock.contain.mirrorprofile import mirror_profile
+
+    return mirror_profile(trusted=False).without
 
 
 def _watch(

@@ -9,6 +9,7 @@ none of them.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from penstock.abi.fuse import InitFlag, Opcode
@@ -64,7 +65,7 @@ def statistics_of(snapshot: MountStatistics, record: Record) -> dict[str, Any]:
 
 
 def contained_statistics(
-    snapshot: BrokerStatistics, record: Record, *, strict: bool
+    snapshot: BrokerStatistics, record: Record, *, strict: bool, without: Mapping[str, str] = {}
 ) -> dict[str, Any]:
     """The same of a mount whose servers are contained; what those say is added up.
 
@@ -72,6 +73,7 @@ def contained_statistics(
         snapshot: of the mount.
         record: what the mount is.
         strict: whether it was mounted with ``sandbox=strict``.
+        without: layers that servers of this kind do without, and why.
     """
     servers = snapshot.servers
     said = [server.counters for server in servers if server.counters is not None]
@@ -120,8 +122,18 @@ def contained_statistics(
             "mode": "strict" if strict else "yes",
             "active": all(layer.in_force for s in servers for layer in s.layers),
             "layers": {
-                layer.name: {"in_force": bool(layer.in_force), "detail": layer.detail}
-                for layer in servers[0].layers
+                **{
+                    layer.name: {
+                        "in_force": bool(layer.in_force),
+                        "wanted": True,
+                        "detail": layer.detail,
+                    }
+                    for layer in servers[0].layers
+                },
+                **{
+                    name: {"in_force": False, "wanted": False, "detail": why}
+                    for name, why in without.items()
+                },
             },
         },
         "memory": {
