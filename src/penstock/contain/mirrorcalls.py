@@ -37,7 +37,7 @@ _FILES: Final = (
     *each("readlinkat", "where a symbolic link leads, for the caller to follow"),
     *each("fstatfs", "how large and how full the filesystem is"),
     *each("mkdirat mknodat symlinkat linkat", "new names"),
-    *each("unlinkat renameat2", "names that go, or change"),
+    *each("unlinkat renameat renameat2", "names that go, or change"),
     *each("fchmod fchmodat2 fchownat utimensat", "mode, owner and times"),
     *each("ftruncate fallocate", "size, space and holes"),
     *each("pwrite64 pwritev2 copy_file_range", "content"),

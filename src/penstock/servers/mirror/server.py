@@ -22,6 +22,8 @@ __all__ = ["MirrorServer", "open_mirror"]
 class MirrorServer(NameOperations, DirectoryOperations, XattrOperations, LockOperations):
     """Serves one directory. See :func:`open_mirror`."""
 
+    whole_files = "passthrough"
+
     def flush(self, ctx: Context, nodeid: NodeId, fh: FileHandle, lock_owner: int) -> None:
         self._drop_owner(nodeid, lock_owner)
 
