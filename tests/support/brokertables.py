@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from penstock.broker import peer, protocol
+from penstock.broker import backings, lens, peer, protocol, registrar
 from penstock.broker.codec import Field, Form, fields_of
-from penstock.broker.protocol import BECOMES, MAY_SEND, Kind, State
+from penstock.broker.protocol import BECOMES, MAY_SEND, REGISTRY, Kind, State
 from tests.support.requirements import PROJECT
 
 __all__ = ["PAGE", "filled"]
@@ -133,6 +133,7 @@ def _states() -> str:
         rows.append(
             [state.value, said.get(state.name, ""), _names(MAY_SEND[state]), leads or "none"]
         )
+    rows.append(["serving, through the socket of the registry", "", _names(REGISTRY), "none"])
     return _table(["State", "Meaning", "The server may send", "Becomes"], rows)
 
 
@@ -142,6 +143,8 @@ def _rates() -> str:
         [f"`{kind.name}`", f"{rate.burst:,}", f"{rate.per_second:,g}"]
         for kind, rate in peer.RATES.items()
     ]
+    rate = registrar._RATE
+    rows.append(["to the registry", f"{rate.burst:,}", f"{rate.per_second:,g}"])
     return _table(["Messages", "At once", "Per second"], rows)
 
 
@@ -150,6 +153,12 @@ def _limits() -> str:
     rows = [
         ["a message, with its header", f"{protocol.MAX_MESSAGE:,} bytes"],
         ["workers of a server", str(protocol.MAX_WORKERS)],
+        ["extents of a file", f"{registrar.MAX_EXTENTS:,}"],
+        [
+            "blocks that a file in the lens may take, of a size that divides all of its extents",
+            f"{lens.MAX_CHUNKS:,}",
+        ],
+        ["backing files of a mount", f"{backings.MAX_BACKINGS:,}"],
         *[[f"a {form.value} consists of", forms[form]] for form in Form],
     ]
     return _table(["What", "Limit"], rows)

@@ -22,6 +22,7 @@ from penstock.broker.peer import ALL, RATES, Peer
 from penstock.broker.protocol import (
     BECOMES,
     MAY_SEND,
+    REGISTRY,
     BackingClose,
     BackingOpen,
     Description,
@@ -36,6 +37,7 @@ from penstock.broker.protocol import (
     Kind,
     Layer,
     Log,
+    Map,
     Message,
     ProtocolError,
     Purpose,
@@ -45,6 +47,7 @@ from penstock.broker.protocol import (
     Serving,
     State,
     Statistics,
+    Tree,
     Verdict,
     Welcome,
 )
@@ -58,15 +61,16 @@ GOOD: dict[Kind, Any] = {
     Kind.SERVING: Serving(()),
     Kind.LOG: Log(20, "a line"),
     Kind.VERDICT: Verdict("damaged"),
-    Kind.STATISTICS: Statistics(0, 0, 0, "copy", (), (), ()),
+    Kind.STATISTICS: Statistics(0, 0, 0, "copy", (), (), (), ()),
     Kind.BACKING_OPEN: BackingOpen(1),
     Kind.BACKING_CLOSE: BackingClose(1),
+    Kind.MAP: Map(1, 4096, False, ()),
     Kind.INVALIDATE: Invalidate(1, 0, 0),
     Kind.ENDED: Ended(EndReason.ASKED),
 }
 HELLO = Hello(1, 1, Purpose.MOUNT, 0, 1)
 IMAGE = Image(SIZE, "", ())
-SERVE = Serve(31, 0, 4096, 32, 0, 1, 1, "auto", "auto")
+SERVE = Serve(31, 0, 4096, 32, 0, 1, 1, "auto", "auto", "", ())
 
 
 class Playing:
@@ -190,6 +194,24 @@ def test_the_filesystem_lies_in_the_image(
         assert play.peer.ready is None
 
 
+@pytest.mark.parametrize(
+    ("offset", "length", "right"), [(0, 0, True), (1, 0, False), (0, 1, False), (0, SIZE, False)]
+)
+def test_a_directory_is_no_place_in_an_image(
+    play: Playing, offset: int, length: int, right: bool
+) -> None:
+    play.bring_to(State.WELCOMED)
+    play.peer.send(Tree("mirror", ()))
+    assert play.peer.state is State.JUDGING
+    ready = Ready("mirror", offset, length, 4096, ())
+    if right:
+        assert play.take(ready)
+        return
+    with pytest.raises(ProtocolError, match="a directory"):
+        play.take(ready)
+    assert play.peer.ready is None
+
+
 @pytest.mark.parametrize("size", [512, 1024, 4096, 1 << 16, 1 << 20])
 def test_sizes_of_blocks(play: Playing, size: int) -> None:
     play.bring_to(State.JUDGING)
@@ -275,22 +297,20 @@ def test_more_than_any_server_has_to_say(play: Playing) -> None:
 @pytest.mark.parametrize("kind", sorted(set(RATES) - {Kind.LOG}))
 def test_each_kind_has_its_rate(play: Playing, kind: Kind) -> None:
     play.bring_to(State.SERVING)
-    fds = (77,) if kind is Kind.BACKING_OPEN else ()
     for _ in range(RATES[kind].burst):
         if kind is Kind.STATISTICS:
             play.peer.send(GetStatistics())
             play.theirs.recv(100)
-        assert play.take(GOOD[kind], *fds)
+        assert play.take(GOOD[kind])
     if kind is Kind.STATISTICS:
         play.peer.send(GetStatistics())
     with pytest.raises(ProtocolError, match=f"{kind.name} comes too often"):
-        play.take(GOOD[kind], *fds)
-    assert play.discarded == list(fds)
+        play.take(GOOD[kind])
 
 
 def test_what_has_no_rate_of_its_own_comes_once(play: Playing) -> None:
     """Any other kind leads to a state in which it may not come again, or ends with the image."""
-    for kind in set(GOOD) - set(RATES) - {Kind.DESCRIPTION, Kind.VERDICT}:
+    for kind in set(GOOD) - set(RATES) - REGISTRY - {Kind.DESCRIPTION, Kind.VERDICT}:
         for state, kinds in MAY_SEND.items():
             if kind in kinds:
                 after = BECOMES[state][kind]

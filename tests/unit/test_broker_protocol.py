@@ -17,10 +17,12 @@ from penstock.broker.protocol import (
     BECOMES,
     MAX_MESSAGE,
     MAY_SEND,
+    REGISTRY,
     BackingOpen,
     Description,
     Ended,
     EndReason,
+    Extent,
     Failed,
     FailureCode,
     GetStatistics,
@@ -29,6 +31,7 @@ from penstock.broker.protocol import (
     Kind,
     Layer,
     Log,
+    Map,
     Message,
     ProtocolError,
     Purpose,
@@ -38,6 +41,7 @@ from penstock.broker.protocol import (
     State,
     Statistics,
     Stop,
+    Tree,
     Welcome,
     Word,
     decode,
@@ -141,7 +145,7 @@ def test_what_follows_the_last_field(kind: Kind) -> None:
         decode(packet + b"\0", tuple(range(fds_of(kind)[0])))
 
 
-@pytest.mark.parametrize("number", [0, 9, 15, 28, 255, 0xFFFF])
+@pytest.mark.parametrize("number", [0, 10, 15, 29, 255, 0xFFFF])
 def test_unknown_kinds(number: int) -> None:
     with pytest.raises(ProtocolError, match=f"unknown kind {number}"):
         decode(struct.pack("<HHI", number, 0, 0))
@@ -162,8 +166,10 @@ def test_flags_that_have_no_meaning(flags: int) -> None:
         (Welcome(1, ()), 32),
         (Serving(()), 32),
         (Ready("", 0, 0, 0, ()), 16),
-        (Statistics(0, 0, 0, "", (), (), ()), 16),
+        (Statistics(0, 0, 0, "", (), (), (), ()), 16),
         (Image(0, "", ()), 64),
+        (Tree("", ()), 64),
+        (Map(1, 1, False, ()), 2048),
     ],
 )
 def test_lengths_beyond_the_limit(body: Any, most: int) -> None:
@@ -183,9 +189,10 @@ def test_lengths_beyond_the_limit(body: Any, most: int) -> None:
 def test_the_largest_lists_take_no_time() -> None:
     """As much work as one packet can make."""
     packets = [
-        encode(Statistics(0, 0, 0, "x", (RequestRow(1, 2, 3, 4),) * 128, (), ())),
+        encode(Statistics(0, 0, 0, "x", (RequestRow(1, 2, 3, 4),) * 128, (), (), ())),
         encode(Welcome(1, (Layer("x", True, ""),) * 32)),
         encode(Description(False, "é" * 16384)),
+        encode(Map(1, 1 << 62, True, (Extent(1 << 63, 1 << 63, 1 << 63),) * 2048)),
     ]
     for packet in packets:
         begun = time.perf_counter()
@@ -305,8 +312,10 @@ def to_server(kind: Kind) -> bool:
 
 
 def test_each_kind_has_its_way() -> None:
-    """What goes to a server comes from none, and everything else may come at some time."""
-    may_come = set().union(*MAY_SEND.values())
+    """What goes to a server comes from none, and everything else may come at some time, or through
+    the socket of the registry, and nothing through both."""
+    assert not REGISTRY & set().union(*MAY_SEND.values())
+    may_come = REGISTRY.union(*MAY_SEND.values())
     assert may_come == {kind for kind in Kind if not to_server(kind)}
     assert set(BODIES) == set(Kind)
 
@@ -329,7 +338,6 @@ def test_nothing_serves_before_it_was_asked_to() -> None:
     for state, kinds in MAY_SEND.items():
         assert (Kind.SERVING in kinds) == (state is State.STARTING)
         assert (Kind.READY in kinds) == (state is State.JUDGING)
-        assert (Kind.BACKING_OPEN in kinds) == (state is State.SERVING)
     assert {
         (state, kind)
         for state, steps in BECOMES.items()
