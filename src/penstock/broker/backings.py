@@ -47,7 +47,7 @@ from penstock.abi.process import NOBODY
 from penstock.broker.protocol import ProtocolError
 from penstock.sys.capabilities import keep_only, set_name
 from penstock.sys.credentials import use_files_as
-from penstock.sys.files import file_kind
+from penstock.sys.files import kind_and_mount
 from penstock.sys.mountinfo import mount_id_of, mounts
 
 __all__ = ["MAX_BACKINGS", "Backings", "BackingsStatistics", "become_nobody"]
@@ -206,9 +206,9 @@ class Backings:
         access = flags & os.O_ACCMODE
         if flags & os.O_PATH:
             raise OSError(errno.EPERM, "the descriptor can do nothing")
-        mount = _mount_id(fd)
-        if mount == self._own_mount:
-            self._check_kind(fd)
+        kind, mount = kind_and_mount(fd)
+        mount = mount or _mount_id(fd)
+        if mount == self._own_mount and kind == stat.S_IFREG:
             return
         if access == os.O_WRONLY:
             raise OSError(errno.EPERM, "the descriptor cannot read")
@@ -219,18 +219,14 @@ class Backings:
             raise OSError(errno.EINVAL, "the file's filesystem is not mounted here")
         if fstype.partition(".")[0] in {"fuse", "fuseblk"}:
             raise OSError(errno.EINVAL, "the file's filesystem is itself one of FUSE")
-        self._check_kind(fd)
+        if kind != stat.S_IFREG:
+            raise OSError(errno.EINVAL, "the file is not a regular one")
 
     def _check_room(self) -> None:
         if self._refusal:
             raise OSError(errno.EOPNOTSUPP, self._refusal)
         if len(self._ids) >= self._limit:
             raise OSError(errno.ENFILE, f"{self._limit} backing files, and no more")
-
-    @staticmethod
-    def _check_kind(fd: int) -> None:
-        if file_kind(fd) != stat.S_IFREG:
-            raise OSError(errno.EINVAL, "the file is not a regular one")
 
 
 def _mount_id(fd: int) -> int:

@@ -20,8 +20,8 @@ __all__ = [
     "Dirent",
     "birth_time_ns",
     "fallocate",
-    "file_kind",
     "getdents",
+    "kind_and_mount",
     "large_pipe",
     "link_descriptor",
     "open_by_handle",
@@ -36,7 +36,8 @@ _AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_TYPE: Final = 0x1
 _STATX_BTIME: Final = 0x800
 _STATX_SIZE: Final = 256
-_STATX_MODE_OFFSET: Final = 28
+_STATX_MNT_ID: Final = 0x1000
+_KIND_AND_MOUNT: Final = struct.Struct("<I24xH114xQ")
 _STATX_BTIME_OFFSET: Final = 80
 _DIRENT: Final = struct.Struct("<QqHB")
 _FILE_HANDLE: Final = struct.Struct("=Ii")
@@ -79,19 +80,21 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     call("fallocate", fd, mode, ctypes.c_long(offset), ctypes.c_long(length))
 
 
-def file_kind(fd: int) -> int:
-    """What an open file is (S_IFREG and its like), without asking whoever keeps it: where fstat(2)
-    would send a request to a server, this tells what was known last.
+def kind_and_mount(fd: int) -> tuple[int, int]:
+    """What an open file is (S_IFREG and its like), and the number of the mount that it was found
+    in (0 before Linux 5.8), without asking whoever keeps it: where fstat(2) would send a request to
+    a server, this tells what was known last.
 
     Raises:
         OSError: EINVAL where it is not known.
     """
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    call("statx", fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_TYPE, buffer)
-    mask, mode = struct.unpack_from(f"<I{_STATX_MODE_OFFSET - 4}xH", buffer)
+    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    call("statx", fd, b"", flags, _STATX_TYPE | _STATX_MNT_ID, buffer)
+    mask, mode, mount = _KIND_AND_MOUNT.unpack_from(buffer)
     if not mask & _STATX_TYPE:
         raise OSError(errno.EINVAL, "statx: the file's kind is not known")
-    return stat.S_IFMT(mode)
+    return stat.S_IFMT(mode), mount if mask & _STATX_MNT_ID else 0
 
 
 def birth_time_ns(path: str | os.PathLike[str]) -> int | None:
