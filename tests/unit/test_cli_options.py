@@ -64,8 +64,8 @@ def test_words_of_servers_are_left_to_them() -> None:
 
 
 def test_words_without_effect_are_noted() -> None:
-    assert parse_words(["rw,allow_root"]).notes == [
-        "-o rw: accepted, but images are mounted read-only",
+    assert parse_words(["context=x,allow_root"]).notes == [
+        "-o context: accepted, but has no effect",
         "-o allow_root: accepted, but only allow_other lets root in",
     ]
 
@@ -76,6 +76,7 @@ def test_words_without_effect_are_noted() -> None:
         ("ro=1", "takes no value"),
         ("fsname", "needs a value (fsname=NAME)"),
         ("workers=", "needs a value"),
+        ("rw=1", "takes no value"),
         ("workers=two", "is not a number"),
         ("max_read=-1", "is not a number"),
     ],

@@ -25,8 +25,8 @@ from penstock.contain.mirrorprofile import MIRROR_OF_A_USER as OF_A_USER
 from penstock.contain.mirrorprofile import MIRROR_SERVER
 from penstock.contain.profile import IMAGE_SERVER, different
 from penstock.servers.mirror.rights import SYSTEM_CALLS
+from tests.support import calltables
 from tests.support.bpf import instructions, run, verdict
-from tests.support.requirements import PROJECT
 
 ALLOW = int(Action.ALLOW)
 KILL = int(Action.KILL_PROCESS)
@@ -322,10 +322,7 @@ def test_table_is_printed_by_the_module(name: str) -> None:
     assert len(lines) > 2
     if name == "image":
         assert done.stdout == "".join(markdown(IMAGE_SERVER.calls))
-    text = (PROJECT / "docs" / "security.md").read_text(encoding="utf-8")
-    begin, end = f"<!-- begin: system calls of {name} ", f"<!-- end: system calls of {name} "
-    section = text.partition(begin)[2].partition(end)[0]
-    assert [line for line in section.splitlines() if line.startswith("|")] == lines
+    assert calltables.filled(name, done.stdout) == calltables.PAGE.read_text(encoding="utf-8")
 
 
 def test_tables_of_mirrors_differ_where_they_say() -> None:
