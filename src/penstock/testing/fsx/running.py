@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from penstock.testing.fsx.model import Difference, Node
+from penstock.testing.fsx.model import Difference, Mapping, Node, Slot
 from penstock.testing.fsx.operations import KINDS, SKIPPED, Operation
 from penstock.testing.fsx.picking import Pick
 from penstock.testing.fsx.probe import probe, unit_of
@@ -52,6 +52,8 @@ class Failure:
     """The last operations, the failing one last."""
     made: tuple[Operation, ...]
     """All operations of the run up to there; none of a long run."""
+    related: tuple[Operation, ...] = ()
+    """Those of them that touch an inode that the last one touches."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class _Progress:
     steps: deque[Step] = field(default_factory=lambda: deque(maxlen=LOGGED))
     counts: Counter[str] = field(default_factory=Counter)
     made: list[Operation] = field(default_factory=list)
+    touched: list[set[int]] = field(default_factory=list)
+    """For each operation made, the inodes it touches."""
     done: int = 0
     checks: int = 0
 
@@ -142,8 +146,7 @@ def run(
         finish(world)
         told.checks += 1
     except (Difference, OSError) as error:
-        made = tuple(told.made) if len(told.made) == told.done else ()
-        failure = Failure(number, error, tuple(told.steps), made)
+        failure = _failure(number, error, told)
     finally:
         world.clean()
     return Outcome(
@@ -166,18 +169,48 @@ def _unit(place: str) -> int:
 
 
 def _step(world: World, op: Operation, told: _Progress) -> None:
-    told.done += 1
-    if told.done <= _KEPT:
-        told.made.append(op)
     kind = KINDS[op.kind]
     where = _where(world, kind.parameters, op)
+    told.done += 1
+    touched = _touched(world, kind.parameters, op)
+    if told.done <= _KEPT:
+        told.made.append(op)
+        told.touched.append(touched)
     result: object = "failed"
     try:
         result = kind.act(world, op)
     finally:
         told.steps.append(Step(op, where, result))
+        touched |= _touched(world, kind.parameters, op)
     if result is not SKIPPED:
         told.counts[op.kind] += 1
+
+
+def _failure(number: int, error: Difference | OSError, told: _Progress) -> Failure:
+    steps = tuple(told.steps)
+    if len(told.made) < told.done or not told.made:
+        return Failure(number, error, steps, ())
+    last = told.touched[-1]
+    pairs = zip(told.made, told.touched, strict=True)
+    related = tuple(op for op, touched in pairs if touched & last)
+    return Failure(number, error, steps, tuple(told.made), related)
+
+
+def _touched(world: World, parameters: tuple[str, ...], op: Operation) -> set[int]:
+    found = set()
+    for parameter, value in zip(parameters, op.args, strict=False):
+        holder: Slot | Mapping | None = None
+        if parameter in {"name", "other"}:
+            node = world.find(value)
+            if node is not None:
+                found.add(node.number)
+        elif parameter in {"slot", "slot_to"}:
+            holder = world.slot(value)
+        elif parameter == "map":
+            holder = world.map(value)
+        if holder is not None:
+            found.add(holder.node.number)
+    return found
 
 
 def _where(world: World, parameters: tuple[str, ...], op: Operation) -> str:

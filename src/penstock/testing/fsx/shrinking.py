@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a run that fails to a short one that fails too.
 
-First the last operations alone are tried, then parts of what is left are taken away, from large
-ones to single operations, as long as time allows. A run that fails elsewhere counts as well: it is
-a fault either way, and shorter.
+First those alone are tried that touch the inode where it fails, and of them the last. Then parts of
+what is left are taken away, from large ones to single operations, as long as time allows. A run
+that fails elsewhere counts as well: it is a fault either way, and shorter.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from collections.abc import Sequence
 
 from penstock.testing.fsx.operations import Operation
 from penstock.testing.fsx.running import Outcome, run
-from penstock.testing.fsx.world import Settings
 
 __all__ = ["shrink"]
+
+_FEW = 512
+"""In a run of no more, everything is compared after each operation."""
 
 
 def shrink(
@@ -35,12 +37,18 @@ def shrink(
         return ()
     # After each operation everything is compared: a fault shows where it is made, not later.
     settings = dataclasses.replace(outcome.settings, check_every=1)
-    slow = dataclasses.replace(outcome.settings, check_every=outcome.settings.check_every)
+    slow = outcome.settings
     end = time.monotonic() + seconds
-    kept = failure.made
+
+    def fails(operations: Sequence[Operation]) -> tuple[Operation, ...]:
+        several = settings if len(operations) <= _FEW else slow
+        again = run(directory, several, operations).failure
+        return () if again is None else again.made
+
+    kept = fails(failure.related) or failure.made
     length = 8
     while length < len(kept) and time.monotonic() < end:
-        shorter = _fails(directory, settings if length <= 512 else slow, kept[-length:])
+        shorter = fails(kept[-length:])
         if shorter:
             kept = shorter
             break
@@ -49,19 +57,10 @@ def shrink(
     while size and time.monotonic() < end:
         start = 0
         while start < len(kept) and time.monotonic() < end:
-            several = settings if len(kept) <= 512 else slow
-            shorter = _fails(directory, several, kept[:start] + kept[start + size :])
+            shorter = fails(kept[:start] + kept[start + size :])
             if shorter:
                 kept = shorter
             else:
                 start += size
         size //= 2
     return kept
-
-
-def _fails(
-    directory: str | os.PathLike[str], settings: Settings, operations: Sequence[Operation]
-) -> tuple[Operation, ...]:
-    """The operations up to the failure, nothing if there is none."""
-    failure = run(directory, settings, operations).failure
-    return () if failure is None else failure.made
