@@ -21,9 +21,8 @@ NAMES: Final = ("image", "mirror", "user-mirror")
 def filled(name: str, table: str) -> str:
     """The page with this table in its place, between the two comments that name it."""
     text = PAGE.read_text(encoding="utf-8")
-    begin = (
-        rf"(?<=<!-- begin: system calls of {name} )(.*? -->\n\n).*?(?=\n<!-- end: .*? {name} -->)"
-    )
+    begin = rf"(?<=<!-- begin: system calls of {name} )(.*? -->\n\n)"
+    pattern = rf"{begin}.*?(?=\n<!-- end: system calls of {name} -->)"
     found, count = re.subn(pattern, lambda match: match.group(1) + table, text, flags=re.DOTALL)
     assert count == 1, name
     return found
