@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The POSIX cases on a real mount of the memory filesystem, and on tmpfs, where all must hold."""
+"""The POSIX cases on a real mount of the memory filesystem.
+
+tests/root/test_posix_oracles.py has them on filesystems of the kernel, where all must hold.
+"""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +28,13 @@ from penstock.serve import MountOptions
 from penstock.testing import MemoryFilesystem, posix
 from tests.support.mounts import Served, serve_in_process
 
-CASES = [pytest.param(each, id=f"{each.subject}-{each.name}") for each in posix.CASES]
+LACKING = {"collapse", "reflink"}
+"""What no request of the protocol carries, or no answer of this filesystem."""
+CASES = [
+    pytest.param(each, id=f"{each.subject}-{each.name}")
+    for each in posix.CASES
+    if not each.needs & LACKING
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +50,9 @@ def memory(place: Path) -> Iterator[Served]:
     """The filesystem under test."""
     mountpoint = place / "memory"
     mountpoint.mkdir()
-    options = MountOptions(allow_other=True)
+    options = MountOptions(allow_other=True, suid=True)
     with serve_in_process(MemoryFilesystem, mountpoint, options) as served:
         yield served
-
-
-@pytest.fixture(scope="module")
-def tmpfs(place: Path) -> Iterator[Path]:
-    """The oracle."""
-    mountpoint = place / "tmpfs"
-    mountpoint.mkdir()
-    words = ["-t", "tmpfs", "-o", "size=64m,mode=755", "tmpfs"]
-    subprocess.run(["mount", *words, mountpoint], check=True)
-    yield mountpoint
-    subprocess.run(["umount", mountpoint], check=True)
 
 
 def _try(case: posix.Case, root: Path) -> None:
@@ -66,21 +63,13 @@ def _try(case: posix.Case, root: Path) -> None:
 
 @pytest.mark.requires("root")
 @pytest.mark.parametrize("case", CASES)
-def test_tmpfs_keeps_the_rule(tmpfs: Path, case: posix.Case) -> None:
-    _try(case, tmpfs)
-
-
-@pytest.mark.requires("root")
-@pytest.mark.parametrize("case", CASES)
 def test_memory_filesystem_keeps_the_rule(memory: Served, case: posix.Case) -> None:
     _try(case, memory.path)
 
 
-def test_there_are_many_cases_and_each_says_its_rule() -> None:
-    assert len(posix.CASES) >= 140
-    assert all(case.rule.endswith(".") and len(case.rule) > 20 for case in posix.CASES)
-    names = [(case.subject, case.name) for case in posix.CASES]
-    assert len(set(names)) == len(names)
+@pytest.mark.requires("root")
+def test_what_it_lacks_is_known(memory: Served) -> None:
+    assert set(posix.probe(memory.path)) == LACKING
 
 
 class Careless(MemoryFilesystem):
@@ -124,7 +113,7 @@ class Careless(MemoryFilesystem):
 
 def test_a_careless_filesystem_is_found_out(tmp_path: Path) -> None:
     with serve_in_process(Careless, tmp_path) as served:
-        outcomes = posix.run(served.path, posix.CASES, without={"others"})
+        outcomes = posix.run(served.path, posix.CASES, without={"others", *LACKING})
     failed = {outcome.case.name for outcome in outcomes if outcome.error is not None}
     assert failed >= {
         "symlinks_keep_their_target",
@@ -136,9 +125,3 @@ def test_a_careless_filesystem_is_found_out(tmp_path: Path) -> None:
         "many_names_are_listed_once",
     }
     assert len(failed) < len(outcomes) / 3
-
-
-def test_cases_without_what_they_need_are_left_out(tmp_path: Path) -> None:
-    lacking = set(posix.NEEDS)
-    names = {outcome.case.name for outcome in posix.run(tmp_path, posix.CASES, without=lacking)}
-    assert names == {case.name for case in posix.CASES if not case.needs}

@@ -157,7 +157,7 @@ def main() -> None:
         args = [tuple(word) if isinstance(word, list) else word for word in words]
         action = ACTIONS.get(name) or getattr(os, name.removeprefix("os."))
         try:
-            answer = ["ok", action(*args)]
+            answer = ["ok", action(*args)]  # type: ignore[operator]
         except OSError as error:
             answer = ["error", error.errno]
         os.write(1, json.dumps(answer).encode() + b"\n")

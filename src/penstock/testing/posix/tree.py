@@ -79,8 +79,8 @@ TIMES: Final = (
 ATTRIBUTES: Final = {
     "user.small": b"value",
     "user.empty": b"",
-    "user.medium": bytes(range(256)) * 2,
-    **{f"user.number-{number}": b"%d" % number for number in range(20)},
+    "user.medium": bytes(range(256)),
+    **{f"user.number-{number}": b"%d" % number for number in range(12)},
 }
 """Of ``attributes`` and of ``directory``."""
 ACL: Final = struct.pack("<I", 2) + b"".join(
