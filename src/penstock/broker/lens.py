@@ -58,10 +58,12 @@ from penstock.sys import mount as sysmount
 from penstock.sys.files import fallocate, open_by_handle
 from penstock.sys.loop import attach_loop
 
-__all__ = ["MAX_CHUNKS", "Lens", "LensFile", "block_bits_of"]
+__all__ = ["MAX_BYTES", "MAX_CHUNKS", "Lens", "LensFile", "block_bits_of"]
 
 MAX_CHUNKS: Final = 1 << 18
 """Of one file: with 4 KiB blocks, a file of 1 GiB of which no two blocks lie together."""
+MAX_BYTES: Final = 1 << 28
+"""Of all files that are there at one time: what a server can have written to the disk."""
 
 _META_BYTES: Final = 1 << 40
 _PAGE: Final = 4096
@@ -139,6 +141,7 @@ class Lens:
         self._bits = block_bits_of(offset, length, block_size)
         self._begin, self._end = offset, offset + length
         self._next = _FIRST
+        self._used = 0
         self.on_loop = False
         """Whether it lies on loop devices; only then it takes O_DIRECT."""
         with contextlib.ExitStack() as undo:
@@ -223,7 +226,8 @@ class Lens:
 
         Raises:
             OSError: EINVAL (they are not in order, not in whole blocks, or not inside the window),
-                EFBIG (more chunks than one file may have), ENOSPC (the lens is full).
+                EFBIG (more chunks than one file may have), ENFILE (than all may have together),
+                ENOSPC (the lens is full).
         """
         self._check(length, extents)
         bits = _chunk_bits(length, extents, self._bits)
@@ -236,12 +240,21 @@ class Lens:
         place = self._next
         if place + len(body) > _META_BYTES:
             raise OSError(errno.ENOSPC, "the lens is full")
+        if self._used + len(body) > MAX_BYTES:
+            raise OSError(errno.ENFILE, "the files of the lens lie in too many pieces together")
         self._next = place + len(body) + _PAGE - 1 & -_PAGE
-        os.pwrite(self._meta, body, place)
-        nid = self._number(place)
-        handle = _HANDLE.pack(nid >> 32, nid & 0xFFFF_FFFF, 0)
-        fd = open_by_handle(self._root, _HANDLE_TYPE, handle, os.O_RDONLY | os.O_CLOEXEC)
-        return LensFile(fd, place, len(body))
+        file = LensFile(-1, place, len(body))
+        try:
+            if os.pwrite(self._meta, body, place) != len(body):
+                raise OSError(errno.ENOSPC, "there is no room for the lens")
+            nid = self._number(place)
+            handle = _HANDLE.pack(nid >> 32, nid & 0xFFFF_FFFF, 0)
+            fd = open_by_handle(self._root, _HANDLE_TYPE, handle, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._punch(file)
+            raise
+        self._used += file.size
+        return file._replace(fd=fd)
 
     def _check(self, length: int, extents: Sequence[Extent]) -> None:
         mask = (1 << self._bits) - 1
@@ -281,6 +294,10 @@ class Lens:
 
     def forget(self, file: LensFile) -> None:
         """Give back the room of a file that nobody has open any more. Its place stays unused."""
+        self._used -= file.size
+        self._punch(file)
+
+    def _punch(self, file: LensFile) -> None:
         with contextlib.suppress(OSError):
             fallocate(self._meta, _FALLOC_PUNCH, file.place, file.size + _PAGE - 1 & -_PAGE)
 

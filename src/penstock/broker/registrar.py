@@ -9,7 +9,8 @@ Invariants
       reads and writes what is registered. With a lens, where nothing can be written, it has
       CAP_DAC_READ_SEARCH besides, which opening the lens's files takes.
     - What is no request of the registry, or comes too often, ends the mount.
-    - An inode has one backing file, whichever server asks.
+    - An inode has one backing file, whichever server asks; and with several servers one answer: a
+      file cannot be open in two ways at once, so what was refused to one is refused to all.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ __all__ = ["MAX_EXTENTS", "Registrar"]
 
 MAX_EXTENTS: Final = 1 << 16
 """Of one file."""
+MAX_REFUSED: Final = 1 << 16
+"""Files of which it is remembered that they were refused; with so many no others are taken."""
+_END_SECONDS: Final = 5.0
 _RATE: Final = Rate(60_000, 60_000)
 _SOCKET_BYTES: Final = 256 * 1024
 
@@ -87,6 +91,7 @@ class Registrar:
         )
         self._lens = lens
         self._files: dict[int, LensFile] = {}
+        self._refused: dict[int, int] | None = {} if len(servers) > 1 else None
         self._on_violation = on_violation
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._clients: dict[int, _Client] = {}
@@ -132,7 +137,9 @@ class Registrar:
             return
         os.eventfd_write(self._wake, 1)
         if self._started:
-            self._thread.join()
+            self._thread.join(_END_SECONDS)
+            if self._thread.is_alive():  # it closes a file of a filesystem that does not answer
+                return
         for sock in self._theirs:
             sock.close()
         for client in self._clients.values():
@@ -196,18 +203,39 @@ class Registrar:
                 for fd in message.fds:
                     self._backings.discard(fd)
                 raise OSError(refusal, "there are no rights to register files")
-            if isinstance(body, BackingOpen):
-                number = self._backings.register(body.node, message.fds[0])
-            else:
-                assert isinstance(body, Map)
-                if not self._complete(client, body):
-                    return
-                number = self._map(body.node, body.length, client.begun)
+            if isinstance(body, Map) and not self._complete(client, body):
+                return
+            number = self._register(client, message)
             reply = BackingReply(0, number)
         except OSError as error:
             reply = BackingReply(error.errno or errno.EIO, 0)
         client.begun = []
         client.channel.send(reply, serial=message.serial)
+
+    def _register(self, client: _Client, message: Message) -> int:
+        body = message.body
+        assert isinstance(body, BackingOpen | Map)
+        try:
+            if self._refused is not None:
+                self._check_refused(self._refused, body.node)
+            if isinstance(body, BackingOpen):
+                fd, message = message.fds[0], message._replace(fds=())
+                return self._backings.register(body.node, fd)
+            return self._map(body.node, body.length, client.begun)
+        except OSError as error:
+            for fd in message.fds:
+                self._backings.discard(fd)
+            if self._refused is not None and len(self._refused) < MAX_REFUSED:
+                self._refused.setdefault(body.node, error.errno or errno.EIO)
+            raise
+
+    def _check_refused(self, refused: dict[int, int], node: int) -> None:
+        """Raise OSError if the file was refused before, or might have been."""
+        number = refused.get(node, 0)
+        if number:
+            raise OSError(number, "it was refused before")
+        if len(refused) >= MAX_REFUSED and not self._backings.known(node):
+            raise OSError(errno.ENFILE, "too many files were refused")
 
     def _complete(self, client: _Client, body: Map) -> bool:
         """Take a message's extents; whether they are all there now."""
@@ -230,6 +258,9 @@ class Registrar:
         file = self._lens.put(length, extents)
         try:
             number = self._backings.add(node, file.fd)
+        except OSError:
+            self._lens.forget(file)
+            raise
         finally:
             os.close(file.fd)
         self._files[node] = file

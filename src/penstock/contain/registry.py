@@ -75,7 +75,7 @@ class RegistryClient:
 
     def release(self, node: int) -> None:
         """See :class:`penstock.session.Backings`."""
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # the broker has gone, and the file with it
             self._send(BackingClose(node))
 
     def _send(self, body: Body, fds: Sequence[int] = ()) -> None:

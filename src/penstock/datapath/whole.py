@@ -23,10 +23,11 @@ import collections
 import errno
 import threading
 import time
+from itertools import islice
 from typing import Final
 
 from penstock.abi.fuse import FOpen
-from penstock.fs import Backing, FsError, OpenReply
+from penstock.fs import Backing, FsError, OpenReply, WholeFile
 from penstock.session import Backings
 
 __all__ = ["IDLE_SECONDS", "KEPT", "SMALL", "WholeFiles"]
@@ -47,6 +48,7 @@ _PASSTHROUGH: Final = int(FOpen.PASSTHROUGH)
 _ACCESS: Final = 3
 
 _MOST_REFUSED: Final = 1 << 16
+_MADE_ROOM: Final = 64
 
 
 class _Inode:
@@ -70,7 +72,8 @@ class WholeFiles:
         everything: carry small files too.
         direct: the O_DIRECT bit that the path has no use for; 0 = it takes direct I/O.
         shared: whether other processes serve the mount as well. What nobody has open here may be
-            open there, so then nothing is ever given up.
+            open there, so then nothing is ever given up, and nothing that one opening has and
+            another has not may decide how a file is opened.
     """
 
     def __init__(
@@ -113,7 +116,7 @@ class WholeFiles:
                 inode = _Inode()
             if not inode.opens:
                 inode.carried = self._choose(nodeid, inode, flags, reply)
-            elif inode.carried and flags & self._direct:
+            if inode.carried and flags & self._direct:
                 raise FsError(errno.EINVAL, f"{self.path} has no direct I/O")
             inode.opens += 1
             self._inodes[nodeid] = inode
@@ -129,25 +132,40 @@ class WholeFiles:
     def _choose(self, nodeid: int, inode: _Inode, flags: int, reply: OpenReply) -> bool:
         """Whether a file that nobody has open is to be carried; its backing file is there then."""
         whole = reply.whole
-        if whole is None or self.refusal or flags & self._direct or nodeid in self._refused:
+        if whole is None or self.refusal or nodeid in self._refused:
+            return False
+        if flags & self._direct and not self._shared:
             return False
         if inode.backing:
             return True
         if whole.length < self._small and flags & _ACCESS == 0:
             return False
         try:
-            source = whole.source
-            if isinstance(source, Backing):
-                inode.backing = self._backings.register(nodeid, source.fd)
-            else:
-                mapped = source()
-                if mapped is None:
-                    raise FsError(errno.EINVAL, "some of the file is not in blocks of its own")
-                inode.backing = self._backings.map(nodeid, mapped.length, mapped.mappings)
+            inode.backing = self._with_room(nodeid, whole)
         except OSError as error:
             self._refuse(nodeid, error)
             return False
         return True
+
+    def _with_room(self, nodeid: int, whole: WholeFile) -> int:
+        """Register a backing file; where there are too many, in the place of idle ones."""
+        try:
+            return self._register(nodeid, whole)
+        except OSError as error:
+            if error.errno != errno.ENFILE or not self._idle:
+                raise
+        for idle in list(islice(self._idle, _MADE_ROOM)):
+            self._give_up(idle)
+        return self._register(nodeid, whole)
+
+    def _register(self, nodeid: int, whole: WholeFile) -> int:
+        source = whole.source
+        if isinstance(source, Backing):
+            return self._backings.register(nodeid, source.fd)
+        mapped = source()
+        if mapped is None:
+            raise FsError(errno.EINVAL, "some of the file is not in blocks of its own")
+        return self._backings.map(nodeid, mapped.length, mapped.mappings)
 
     def _refuse(self, nodeid: int, error: OSError) -> None:
         text = error.strerror or str(error)
@@ -177,6 +195,8 @@ class WholeFiles:
 
     def forgotten(self, nodeid: int) -> None:
         """The kernel knows the inode no more."""
+        if self._shared:
+            return
         with self._lock:
             self._refused.pop(nodeid, None)
             if nodeid in self._idle:
@@ -205,4 +225,5 @@ class WholeFiles:
     @property
     def why_refused(self) -> str:
         """Why the last of them could not."""
-        return next(reversed(self._refused.values()), "")
+        with self._lock:
+            return next(reversed(self._refused.values()), "")

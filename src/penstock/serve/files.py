@@ -54,6 +54,9 @@ class OwnBackings:
             file = self._lens.put(length, extents)
             try:
                 number = self._there.add(node, file.fd)
+            except OSError:
+                self._lens.forget(file)
+                raise
             finally:
                 os.close(file.fd)
             self._files[node] = file

@@ -303,13 +303,15 @@ class Session:
         nodeid = NodeId(answer[0].nodeid if creates else header.nodeid)
         opened = (header.opcode, nodeid, reply.fh)
         if self._carries and header.opcode != _OPENDIR:
+            counted = False
             try:
                 reply = self._datapaths.opened(nodeid, request.arg.flags, reply)
+                counted = True
+                if reply.flags & _PASSTHROUGH:
+                    self._operations.carried(nodeid, reply.fh)
             except Exception:
-                self._close(header.opcode, nodeid, reply.fh, counted=False)
+                self._close(header.opcode, nodeid, reply.fh, counted=counted)
                 raise
-            if reply.flags & _PASSTHROUGH:
-                self._operations.carried(nodeid, reply.fh)
             answer = (answer[0], reply) if creates else reply
         return answer, opened
 
