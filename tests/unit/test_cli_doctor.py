@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,20 +17,21 @@ import pytest
 
 from penstock.abi.fuse import InitFlag
 from penstock.cli.main import main
-from penstock.cli.probes import Finding, fuse
+from penstock.cli.probes import Finding, datapaths, fuse, handles
 from penstock.cli.probes.base import Attempt, attempt, kernel_config, kernel_symbol
 from penstock.cli.probes.filesystems import erofs_image
+from penstock.cli.probes.trialmount import TrialMount
 from penstock.sys import landlock, probe
 from tests.support.ordinary import OrdinaryUser
 
 NAMES = [
-    "fuse-device", "fusermount3", "mount-api", "fuse-protocol", "clone", "passthrough",
-    "uring-transport", "io-uring", "sync-init", "splice", "max-pages-limit", "request-timeout",
-    "resend", "fuse-idmap", "iomap", "remap", "erofs", "erofs-file", "overlayfs", "reflink",
-    "fs-verity", "idmapped-mounts", "file-handles", "user-mounts", "landlock", "seccomp",
-    "user-namespaces", "pidfd", "cgroup", "psi", "sandbox-namespaces", "sandbox-root",
-    "sandbox-identity", "sandbox-capabilities", "sandbox-no-new-privs", "sandbox-landlock",
-    "sandbox-limits", "sandbox-seccomp",
+    "fuse-device", "fusermount3", "mount-api", "fuse-protocol", "clone", "uring-transport",
+    "io-uring", "sync-init", "max-pages-limit", "request-timeout", "resend", "fuse-idmap", "remap",
+    "copy", "splice", "passthrough", "lens", "reflink", "iomap", "file-handles", "open-by-handle",
+    "fanotify", "erofs", "erofs-file", "overlayfs", "fs-verity", "idmapped-mounts", "user-mounts",
+    "landlock", "seccomp", "user-namespaces", "pidfd", "cgroup", "psi", "sandbox-namespaces",
+    "sandbox-root", "sandbox-identity", "sandbox-capabilities", "sandbox-no-new-privs",
+    "sandbox-landlock", "sandbox-limits", "sandbox-seccomp",
 ]  # fmt: skip
 
 
@@ -71,6 +73,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
             assert feature["enable"]
         if feature["kernel"] is False:
             assert not feature["user"]
+    assert set(found["datapaths"]) == {"images", "directories"}
     assert state() == before
 
 
@@ -142,8 +145,8 @@ def finding(name: str, user: bool, detail: str = "so it is") -> Finding:
 @pytest.mark.parametrize(
     ("device", "helper", "direct", "verdict"),
     [
-        (True, True, True, "you can mount images, and"),
-        (True, True, False, "you can mount images (fusermount3 helps), and"),
+        (True, True, True, "you can mount images and directories, and"),
+        (True, True, False, "you can mount images and directories (fusermount3 helps), and"),
         (True, False, False, "but not mount them: fusermount3: so it is"),
         (False, True, True, "but not mount them: so it is"),
     ],
@@ -164,7 +167,51 @@ def test_doctor_ends_with_a_verdict(
     assert main(["doctor", "--json"]) == 0
     assert verdict in json.loads(capsys.readouterr().out)["verdict"]
     assert main(["doctor"]) == 0
-    assert verdict in capsys.readouterr().out.splitlines()[-1]
+    assert verdict in " ".join(capsys.readouterr().out.split("\n\n")[-1].split())
+
+
+def rows(**paths: bool) -> list[Finding]:
+    """Somebody who can mount, and has these data paths."""
+    return [
+        *(finding(name, True) for name in ("fuse-device", "mount-api", "copy", "splice")),
+        *(finding(name, user)._replace(enable=f"wish {name}") for name, user in paths.items()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("findings", "images", "directories", "said"),
+    [
+        (
+            rows(lens=True, passthrough=True), "lens", "passthrough",
+            "file data goes by lens for images, by passthrough for directories",
+        ),
+        (
+            rows(lens=False, passthrough=True), "splice", "passthrough",
+            "by splice for images, by passthrough for directories (for lens: wish lens)",
+        ),
+        (
+            rows(lens=False, passthrough=False), "splice", "splice",
+            "file data goes by splice (for lens and passthrough: wish lens; wish passthrough)",
+        ),
+        (
+            [*rows(lens=True, passthrough=True), finding("copy", False)], "", "",
+            "you can read images (ls, cat, cp, info) but not mount them: so it is",
+        ),
+    ],
+)  # fmt: skip
+def test_doctor_says_which_data_paths_mounts_will_have(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    findings: list[Finding],
+    images: str,
+    directories: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr("penstock.cli.probes.all_findings", lambda: findings)
+    assert main(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["datapaths"] == {"images": images, "directories": directories}
+    assert told["verdict"].endswith(said)
 
 
 @pytest.mark.requires("ordinary-user")
@@ -174,7 +221,9 @@ def test_doctor_for_ordinary_users(ordinary_user: OrdinaryUser) -> None:
     assert (process.returncode, err) == (0, "")
     features = {feature["name"]: feature for feature in json.loads(out)["features"]}
     assert list(features) == NAMES
-    assert features["passthrough"]["user"] is not True
+    for name in ("passthrough", "lens", "open-by-handle", "fanotify"):
+        assert features[name]["user"] is False
+        assert "in the first user namespace (root)" in features[name]["enable"]
     assert features["erofs-file"]["user"] is False
     assert features["landlock"]["user"] == features["landlock"]["kernel"]
     assert not list(Path("/tmp").glob("penstock-doctor-*"))
@@ -267,17 +316,196 @@ def offer(flags: int, **more: Any) -> dict[str, Any]:
     return {"minor": 45, "flags": flags, "clone": True, "backing": None, **more}
 
 
+WORKS = TrialMount("read", dict.fromkeys(("copy", "splice", "passthrough"), ""))
+NO_MOUNT = TrialMount("tried", {}, "nobody may")
+
+
+def failing(**failures: str) -> TrialMount:
+    return WORKS._replace(failures=WORKS.failures | failures)
+
+
+def a_root(monkeypatch: pytest.MonkeyPatch, *, first: bool) -> None:
+    """Have the rights of the first user namespace's root, or not."""
+    monkeypatch.setattr(datapaths, "_is_first_root", lambda: first)
+
+
+def test_data_paths_of_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datapaths, "file_text", lambda _path: "1048576")
+    for judge in (datapaths._copy, datapaths._splice):
+        works, gone = judge(WORKS), judge(NO_MOUNT)
+        assert (works.kernel, works.user, works.enable) == (True, True, "")
+        assert (gone.kernel, gone.user, gone.detail) == (None, False, "nobody may")
+        assert "right to mount" in gone.enable
+    refused = datapaths._splice(failing(splice="Invalid argument"))
+    assert (refused.kernel, refused.user, refused.detail) == (True, False, "Invalid argument")
+    monkeypatch.setattr(datapaths, "file_text", lambda _path: "65536")
+    small = datapaths._splice(WORKS)
+    assert small.user
+    assert small.enable == "for larger reads, as root: echo 1048576 > /proc/sys/fs/pipe-max-size"
+
+
 @pytest.mark.parametrize(
-    ("flags", "backing", "kernel", "user"),
+    ("flags", "trial", "first", "kernel", "user", "enable"),
     [
-        (0, None, False, False),
-        (InitFlag.PASSTHROUGH, 0, True, True),
-        (InitFlag.PASSTHROUGH, 1, True, False),
+        (0, failing(passthrough="no"), True, False, False, "Linux 6.9"),
+        (InitFlag.PASSTHROUGH, WORKS, True, True, True, ""),
+        (InitFlag.PASSTHROUGH, failing(passthrough="no"), False, True, False, "CAP_SYS_ADMIN"),
+        (InitFlag.PASSTHROUGH, failing(passthrough="no"), True, True, False, "not itself stacked"),
+        (InitFlag.PASSTHROUGH, NO_MOUNT, True, True, False, "the right to mount"),
+        (None, NO_MOUNT, False, None, False, "CAP_SYS_ADMIN"),
     ],
 )
-def test_passthrough(flags: int, backing: int | None, kernel: bool, user: bool) -> None:
-    found = fuse._passthrough(offer(int(flags), backing=backing), "how")
-    assert (found.kernel, found.user, bool(found.enable)) == (kernel, user, not user)
+def test_passthrough(
+    monkeypatch: pytest.MonkeyPatch,
+    flags: int | None,
+    trial: TrialMount,
+    first: bool,
+    kernel: bool | None,
+    user: bool,
+    enable: str,
+) -> None:
+    a_root(monkeypatch, first=first)
+    found = datapaths._passthrough({} if flags is None else offer(int(flags)), trial)
+    assert (found.kernel, found.user) == (kernel, user)
+    assert enable in found.enable
+    assert bool(enable) == bool(found.enable)
+
+
+def test_passthrough_says_how_deep_the_files_are_stacked() -> None:
+    bits = int(InitFlag.PASSTHROUGH)
+    shallow = datapaths._passthrough(offer(bits, backing=0), WORKS)
+    assert "stack depth 1" in shallow.detail
+    deep = datapaths._passthrough(offer(bits, backing=errno.ELOOP), WORKS)
+    assert "stack depth 2" in deep.detail
+
+
+CARRIES = Finding("passthrough", "", True, True, "", "")
+CARRIES_NOT = Finding("passthrough", "", False, False, "", "", "another kernel")
+
+
+def lens_with(
+    monkeypatch: pytest.MonkeyPatch, trial: Attempt, passthrough: Finding = CARRIES
+) -> Finding:
+    monkeypatch.setattr(datapaths, "attempt", lambda *_: trial)
+    return datapaths._lens(passthrough)
+
+
+def lens_answer(**more: Any) -> Attempt:
+    return Attempt({"loop": False, "depth": 1, "stage": "", "reason": "", **more}, 0, "")
+
+
+def test_lens(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_files = lens_with(monkeypatch, lens_answer())
+    assert (on_files.user, on_files.enable) == (True, "")
+    assert "without loop devices" in on_files.detail
+    on_loop = lens_with(monkeypatch, lens_answer(loop=True, depth=2))
+    assert "on loop devices" in on_loop.detail
+    assert "stack depth 2" in on_loop.detail
+    assert "CONFIG_EROFS_FS_BACKED_BY_FILE" in on_loop.enable
+    unread = lens_with(monkeypatch, lens_answer(stage="read", reason="it is wrong"))
+    assert (unread.user, unread.detail) == (False, "reading fails: it is wrong")
+    alone = lens_with(monkeypatch, lens_answer(stage="register", reason="no"), CARRIES_NOT)
+    assert (alone.kernel, alone.user, alone.enable) == (False, False, "another kernel")
+
+
+@pytest.mark.parametrize(
+    ("number", "first", "erofs", "kernel", "enable"),
+    [
+        (errno.ENODEV, True, False, False, "modprobe erofs"),
+        (errno.EPERM, False, True, True, "CAP_SYS_ADMIN"),
+        (errno.EPERM, False, False, False, "CAP_SYS_ADMIN"),
+        (errno.EPERM, False, None, None, "CAP_SYS_ADMIN"),
+        (errno.EPERM, True, True, True, "loop devices"),
+        (errno.ENOENT, True, True, True, "modprobe loop"),
+        (errno.ENOTBLK, True, True, True, "CONFIG_EROFS_FS_BACKED_BY_FILE"),
+        (0, True, True, True, "loop devices"),
+    ],
+)
+def test_lens_that_cannot_be_made(
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    first: bool,
+    erofs: bool | None,
+    kernel: bool | None,
+    enable: str,
+) -> None:
+    a_root(monkeypatch, first=first)
+    monkeypatch.setattr(datapaths, "_has_erofs", lambda: erofs)
+    found = lens_with(monkeypatch, Attempt(None, number, "it fails"))
+    assert (found.kernel, found.user) == (kernel, False)
+    assert "it fails" in found.detail
+    assert enable in found.enable
+
+
+@pytest.mark.parametrize(
+    ("answers", "user", "detail"),
+    [
+        ([["xfs", 0, ""], ["ext4", 95, "no"]], True, "/var/tmp (xfs): works; {here} (ext4): no"),
+        ([["ext4", 95, "no"], None], False, "/var/tmp (ext4): no; {here}: not you"),
+        ([None, None], None, "/var/tmp: not you; {here}: not you"),
+    ],
+)
+def test_reflink_is_tried_at_both_places(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    answers: list[Any],
+    user: bool | None,
+    detail: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    attempts = [
+        Attempt(None, errno.EACCES, "not you") if answer is None else Attempt(answer, 0, "")
+        for answer in answers
+    ]
+    monkeypatch.setattr(datapaths, "attempt", lambda *_: attempts.pop(0))
+    found = datapaths._reflink()
+    assert (found.user, found.detail) == (user, detail.format(here=tmp_path))
+    assert bool(found.enable) == (not user)
+
+
+def refuse(number: int, *, only_whole: bool = False) -> Any:
+    def watch(_path: str, *, whole: bool) -> None:
+        if whole or not only_whole:
+            raise OSError(number, os.strerror(number))
+
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("number", "only_whole", "kernel", "words"),
+    [
+        (errno.EPERM, True, True, "for single directories only"),
+        (errno.EPERM, False, True, "Operation not permitted"),
+        (errno.ENOSYS, False, False, "Function not implemented"),
+        (errno.ENODEV, False, True, "No such device"),
+    ],
+)
+def test_fanotify(
+    monkeypatch: pytest.MonkeyPatch, number: int, only_whole: bool, kernel: bool, words: str
+) -> None:
+    monkeypatch.setattr(
+        probe, "watch_filesystem", refuse(number, only_whole=only_whole)
+    )  # fmt: skip
+    found = handles._fanotify()
+    assert (found.kernel, found.user) == (kernel, False)
+    assert words in found.detail
+    assert found.enable
+
+
+def test_handles_of_older_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def old(_fd: int, _name: bytes) -> bytes:
+        raise OSError(errno.EINVAL, "unknown flag")
+
+    monkeypatch.setattr(handles, "encode_handle", old)
+    found = handles._open_by_handle()
+    assert (found.kernel, found.user, found.detail) == (
+        None,
+        None,
+        "no handle to open: unknown flag",
+    )
+    monkeypatch.setattr(handles, "encode_handle", lambda _fd, _name: b"")
+    monkeypatch.setattr(handles, "open_handle", lambda *_: os.open("/", os.O_RDONLY))
+    assert handles._open_by_handle().detail == "another file came"
 
 
 def test_uring_transport(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,19 +522,18 @@ def test_uring_transport(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_iomap_is_not_taken_for_a_bit_of_another_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse, "file_text", lambda _path: None)
-    monkeypatch.setattr(fuse, "kernel_symbol", lambda _name: False)
-    assert fuse._iomap(offer(1 << 43), "how").kernel is False
-    monkeypatch.setattr(fuse, "file_text", lambda _path: "Y")
-    assert fuse._iomap(offer(1 << 43), "how").user is True
-    assert fuse._iomap(offer(0), "how").user is False
+    monkeypatch.setattr(datapaths, "file_text", lambda _path: None)
+    monkeypatch.setattr(datapaths, "kernel_symbol", lambda _name: False)
+    assert datapaths._iomap(offer(1 << 43), "how").kernel is False
+    monkeypatch.setattr(datapaths, "file_text", lambda _path: "Y")
+    assert datapaths._iomap(offer(1 << 43), "how").user is True
+    assert datapaths._iomap(offer(0), "how").user is False
 
 
-def test_without_a_connection_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse, "try_connection", lambda: (Attempt(None, 1, "no way"), "failed"))
-    found = {finding.name: finding for finding in fuse.fuse_findings()}
+def test_without_a_connection_nothing_is_claimed() -> None:
+    found = {each.name: each for each in fuse.fuse_findings(Attempt(None, 1, "no way"), {}, "how")}
     assert found["fuse-protocol"].detail == "no way"
-    for name in ("clone", "passthrough", "request-timeout", "resend", "fuse-idmap"):
+    for name in ("clone", "request-timeout", "resend", "fuse-idmap"):
         assert (found[name].kernel, found[name].user) == (None, None)
 
 
@@ -321,5 +548,5 @@ def test_probe_calls_that_change_nothing(tmp_path: Path) -> None:
     file = tmp_path / "f"
     file.write_bytes(b"x")
     with open(file, "rb") as opened, pytest.raises(OSError, match=r".") as caught:
-        probe.clone_file(opened.fileno(), opened.fileno())  # not open for writing
+        probe.clone_range(opened.fileno(), opened.fileno(), 4096)  # not open for writing
     assert caught.value.errno in {9, 22, 25, 95}

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import struct
 import sys
 from typing import Final
 
@@ -14,14 +15,16 @@ from penstock.sys.libc import call, syscall
 
 __all__ = [
     "AT_HANDLE_CONNECTABLE",
-    "clone_file",
+    "clone_range",
     "file_handle_size",
     "idmap_mount",
     "io_uring_supported",
     "measure_verity",
+    "watch_filesystem",
 ]
 
-_FICLONE: Final = 0x4004_9409
+_FICLONERANGE: Final = 0x4020_940D
+_CLONE: Final = struct.Struct("=qQQQ")
 _FS_IOC_MEASURE_VERITY: Final = 0xC004_6686
 _IORING_SETUP_SQE128: Final = 1 << 10
 _IO_URING_PARAMS: Final = 120
@@ -29,6 +32,12 @@ _MOUNT_ATTR_IDMAP: Final = 0x0010_0000
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_FDCWD: Final = -100
 _MAX_HANDLE: Final = 128
+_FAN_INIT: Final = 0x1 | 0x2 | 0x200 | 0x400 | 0x800
+"""FAN_CLOEXEC, FAN_NONBLOCK, FAN_REPORT_FID, FAN_REPORT_DIR_FID, FAN_REPORT_NAME."""
+_FAN_EVENTS: Final = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200
+"""FAN_MODIFY, FAN_ATTRIB, FAN_MOVED_FROM, FAN_MOVED_TO, FAN_CREATE, FAN_DELETE."""
+_FAN_MARK_ADD: Final = 0x1
+_FAN_MARK_FILESYSTEM: Final = 0x100
 
 AT_HANDLE_CONNECTABLE: Final = 0x2
 """name_to_handle_at(2): the handle also names the parent (Linux 6.13)."""
@@ -51,13 +60,18 @@ class _MountAttr(ctypes.Structure):
     )
 
 
-def clone_file(source: int, target: int) -> None:
-    """Make an empty file share all blocks of another (FICLONE).
+def clone_range(source: int, target: int, length: int) -> None:
+    """Make the beginning of a file share the blocks of another's (FICLONERANGE).
+
+    Args:
+        source: open for reading.
+        target: open for writing.
+        length: bytes, whole blocks.
 
     Raises:
         OSError: EOPNOTSUPP, EINVAL, EXDEV, ENOTTY where the filesystem cannot.
     """
-    fcntl.ioctl(target, _FICLONE, source)
+    fcntl.ioctl(target, _FICLONERANGE, _CLONE.pack(source, 0, length, 0))
 
 
 def measure_verity(fd: int) -> bool:
@@ -116,3 +130,23 @@ def idmap_mount(mount_fd: int, user_namespace_fd: int) -> None:
         "mount_setattr", mount_fd, b"", _AT_EMPTY_PATH,
         ctypes.byref(attributes), ctypes.sizeof(attributes),
     )  # fmt: skip
+
+
+def watch_filesystem(path: str, *, whole: bool) -> None:
+    """Ask to be told of changes with the names of what has changed (fanotify), and end that.
+
+    Args:
+        path: a directory.
+        whole: of all of its filesystem, not of the directory alone.
+
+    Raises:
+        OSError: ENOSYS, EINVAL (before Linux 5.9), EPERM, ENODEV and EXDEV (a filesystem that
+            cannot be watched so).
+    """
+    fd = call("fanotify_init", _FAN_INIT, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        flags = _FAN_MARK_ADD | (_FAN_MARK_FILESYSTEM if whole else 0)
+        events = ctypes.c_uint64(_FAN_EVENTS)
+        call("fanotify_mark", fd, flags, events, _AT_FDCWD, os.fsencode(path), path=path)
+    finally:
+        os.close(fd)

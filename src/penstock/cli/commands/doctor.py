@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 import textwrap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from penstock.cli.errors import ExitCode
@@ -19,6 +20,8 @@ __all__ = ["run"]
 
 _WORDS = {True: "yes", False: "no", None: "?"}
 _NARROW = 100
+_MOUNTED = {"lens": "images", "passthrough": "directories"}
+"""What can be mounted, by the data path that is best for it."""
 _COLOURS = {True: "32", False: "31", None: "33"}
 
 
@@ -36,11 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _as_json(findings: list[Finding]) -> dict[str, Any]:
     system = os.uname()
+    found = {finding.name: finding for finding in findings}
     return {
         "kernel": system.release,
         "machine": system.machine,
         "uid": os.geteuid(),
         "features": [finding._asdict() for finding in findings],
+        "datapaths": {_MOUNTED[name]: _path(found, name) for name in _MOUNTED},
         "verdict": _verdict(findings),
     }
 
@@ -49,15 +54,41 @@ def _verdict(findings: list[Finding]) -> str:
     """What this user can do, in a line."""
     found = {finding.name: finding for finding in findings}
     device, helper, direct = (found.get(n) for n in ("fuse-device", "fusermount3", "mount-api"))
+    tried = found.get("copy")
+    why = f"fusermount3: {helper.detail}" if helper is not None else "no fusermount3"
     if device is None or not device.user:
         why = device.detail if device is not None else "no FUSE device"
-        return f"you can read images (ls, cat, cp, info) but not mount them: {why}"
-    if direct is not None and direct.user:
-        return "you can mount images, and read them without mounting"
-    if helper is not None and helper.user:
-        return "you can mount images (fusermount3 helps), and read them without mounting"
-    why = f"fusermount3: {helper.detail}" if helper is not None else "no fusermount3"
+    elif tried is not None and not tried.user:
+        why = tried.detail
+    elif (direct is not None and direct.user) or (helper is not None and helper.user):
+        how = "" if direct is not None and direct.user else " (fusermount3 helps)"
+        first = f"you can mount images and directories{how}, and read images without mounting"
+        return f"{first}; {_data(found)}" if tried is not None else first
     return f"you can read images (ls, cat, cp, info) but not mount them: {why}"
+
+
+def _data(found: Mapping[str, Finding]) -> str:
+    """How the data of mounts will go, and what would have it go better."""
+    paths = {what: _path(found, name) for name, what in _MOUNTED.items()}
+    same = len(set(paths.values())) == 1
+    said = [
+        f"by {path or 'no way'}{'' if same else f' for {what}'}" for what, path in paths.items()
+    ]
+    lacking = [name for name in _MOUNTED if name in found and not found[name].user]
+    wishes = dict.fromkeys(found[name].enable for name in lacking)
+    wish = f" (for {' and '.join(lacking)}: {'; '.join(wishes)})" if lacking else ""
+    return f"file data goes {said}{wish}"
+
+
+def _path(found: Mapping[str, Finding], name: str) -> str:
+    """The data path that ``datapath=auto`` will have; empty where there will be no mount.
+
+    Args:
+        found: the findings by name.
+        name: the data path that is best for what is mounted.
+    """
+    ways = [each for each in (name, "splice", "copy") if each in found and found[each].user]
+    return ways[0] if "copy" in ways else ""
 
 
 def _show(findings: list[Finding]) -> None:

@@ -17,6 +17,8 @@ from typing import Any, Final, NamedTuple
 from penstock.sys.process import wait_pidfd
 
 __all__ = [
+    "FIRST_NAMESPACE",
+    "SECONDS",
     "Attempt",
     "Finding",
     "attempt",
@@ -26,8 +28,13 @@ __all__ = [
     "kernel_symbol",
 ]
 
+SECONDS: Final = 1.0
+"""For trials that take some milliseconds where nothing is wrong."""
 _SECONDS: Final = 5.0
 _MAX_ANSWER: Final = 64 * 1024
+
+FIRST_NAMESPACE: Final = "CAP_SYS_ADMIN in the first user namespace (root)"
+"""What would enable most of what users lack."""
 
 
 class Finding(NamedTuple):

@@ -35,10 +35,8 @@ def filesystem_findings() -> list[Finding]:
     return [
         *_erofs(),
         _overlay(),
-        _reflink(),
         _verity(),
         _idmapped(),
-        _handles(),
         _user_mounts(),
     ]
 
@@ -196,26 +194,6 @@ def _here(trial: Callable[[int, int], None]) -> tuple[str, OSError | None]:
     return place, None
 
 
-def _reflink() -> Finding:
-    title = "reflink in the current directory"
-    how = "ioctl FICLONE between two nameless files"
-    place, error = _here(probe.clone_file)
-    if error is None:
-        return Finding("reflink", title, True, True, f"works in {place}", how)
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return Finding(
-            "reflink",
-            title,
-            None,
-            None,
-            f"{place}: {explain(error)}",
-            how,
-            "a directory that you may write to",
-        )
-    needs = "a directory on XFS, Btrfs or another filesystem with reflink"
-    return Finding("reflink", title, True, False, f"{place}: {explain(error)}", how, needs)
-
-
 def _verity() -> Finding:
     title = "fs-verity in the current directory"
     how = "ioctl FS_IOC_MEASURE_VERITY on a nameless file"
@@ -274,30 +252,3 @@ def _other_user_namespace() -> int:
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-
-
-def _handles() -> Finding:
-    title = "connectable file handles"
-    path = os.path.realpath(__file__)
-    how = f"name_to_handle_at with AT_HANDLE_CONNECTABLE on {path}"
-    try:
-        plain = probe.file_handle_size(path)
-    except OSError as error:
-        return Finding(
-            "file-handles",
-            title,
-            None,
-            False,
-            f"no handles at all: {explain(error)}",
-            how,
-            "a filesystem with file handles",
-        )
-    may = Capability.DAC_READ_SEARCH in effective()
-    needs = "" if may else "opening by handle needs CAP_DAC_READ_SEARCH (root)"
-    try:
-        full = probe.file_handle_size(path, probe.AT_HANDLE_CONNECTABLE)
-    except OSError as error:
-        detail = f"handles of {plain} bytes, but not connectable: {explain(error)}"
-        return Finding("file-handles", title, False, False, detail, how, "Linux 6.13")
-    detail = f"{full} bytes, against {plain} for a plain one"
-    return Finding("file-handles", title, True, may, detail, how, needs)

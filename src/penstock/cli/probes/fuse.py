@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import tempfile
 from collections.abc import Mapping
 from typing import Any, Final
 
-from penstock.abi.capability import Capability
 from penstock.abi.fuse import InitFlag
 from penstock.cli.errors import explain
 from penstock.cli.probes.base import (
@@ -19,12 +16,10 @@ from penstock.cli.probes.base import (
     Finding,
     attempt,
     file_text,
-    is_initial_user_namespace,
     kernel_symbol,
 )
-from penstock.cli.probes.connection import sync_init_supported, try_connection
+from penstock.cli.probes.connection import sync_init_supported
 from penstock.sys import mount as sysmount
-from penstock.sys.capabilities import effective
 from penstock.sys.devfuse import DEVICE
 from penstock.sys.fusermount import find_fusermount
 from penstock.sys.probe import io_uring_supported
@@ -32,10 +27,7 @@ from penstock.sys.probe import io_uring_supported
 __all__ = ["fuse_findings"]
 
 _ENABLE_URING: Final = "/sys/module/fuse/parameters/enable_uring"
-_ENABLE_IOMAP: Final = "/sys/module/fuse/parameters/enable_iomap"
 _MAX_PAGES: Final = "/proc/sys/fs/fuse/max_pages_limit"
-_PIPE_MAX: Final = "/proc/sys/fs/pipe-max-size"
-_F_SETPIPE_SZ: Final = 1031
 
 
 _BITS: Final = (
@@ -46,24 +38,25 @@ _BITS: Final = (
 """Features that a bit in INIT tells all about: name, title, bit, Linux version."""
 
 
-def fuse_findings() -> list[Finding]:
-    """What concerns FUSE itself."""
-    connection, how = try_connection()
-    offer = connection.value if isinstance(connection.value, dict) else {}
+def fuse_findings(connection: Attempt, offer: Mapping[str, Any], how: str) -> list[Finding]:
+    """What concerns FUSE itself, but for its data paths.
+
+    Args:
+        connection: how the trial of a connection ended.
+        offer: what the kernel offered on it; empty if nothing is known.
+        how: by which means that was found out.
+    """
     return [
         _device(),
         _fusermount(),
         _fsopen(),
         _protocol(connection, offer, how),
         _clone(offer, how),
-        _passthrough(offer, how),
         _uring_transport(offer, how),
         _uring(),
         _sync_init(),
-        _splice(),
         _max_pages(),
         *(_offered(offer, how, *row) for row in _BITS),
-        _iomap(offer, how),
         _remap(),
     ]
 
@@ -159,25 +152,6 @@ def _offered(
     return Finding(name, title, has, has, detail, how, "" if has else f"Linux {since}")
 
 
-def _passthrough(offer: Mapping[str, Any], how: str) -> Finding:
-    title = "passthrough of file data"
-    if not offer:
-        return _untold("passthrough", title)
-    if not offer["flags"] & InitFlag.PASSTHROUGH:
-        needs = "Linux 6.9 built with CONFIG_FUSE_PASSTHROUGH"
-        return Finding("passthrough", title, False, False, "not offered", how, needs)
-    needs = "CAP_SYS_ADMIN in the initial user namespace (root)"
-    if offer["backing"] is None:
-        may = Capability.SYS_ADMIN in effective() and is_initial_user_namespace()
-        detail = "offered; registering backing files was not tried"
-        return Finding("passthrough", title, True, may, detail, how, "" if may else needs)
-    if offer["backing"] == 0:
-        detail = "offered, and a backing file was registered"
-        return Finding("passthrough", title, True, True, detail, f"tried; {how}")
-    detail = f"offered, but registering a backing file fails: {os.strerror(offer['backing'])}"
-    return Finding("passthrough", title, True, False, detail, f"tried; {how}", needs)
-
-
 def _uring_transport(offer: Mapping[str, Any], how: str) -> Finding:
     title = "FUSE over io_uring"
     switch = file_text(_ENABLE_URING)
@@ -219,30 +193,6 @@ def _sync_init() -> Finding:
     return Finding("sync-init", title, has, has, detail, how, "" if has else "Linux 6.18")
 
 
-def _splice() -> Finding:
-    title = "splice, and pipes of 1 MiB"
-    how = f"a file spliced into a pipe set to 1 MiB; {_PIPE_MAX}"
-    largest = file_text(_PIPE_MAX)
-
-    def trial() -> int:
-        read_end, write_end = os.pipe()
-        size = fcntl.fcntl(write_end, _F_SETPIPE_SZ, 1 << 20)
-        with tempfile.TemporaryFile() as file:
-            file.write(b"x" * 4096)
-            file.flush()
-            os.splice(file.fileno(), write_end, 4096, offset_src=0)
-        os.close(read_end)
-        return size
-
-    found = attempt(trial)
-    if found.value is not None:
-        detail = f"works, pipe of {found.value} bytes; pipe-max-size is {largest}"
-        return Finding("splice", title, True, True, detail, how)
-    return Finding(
-        "splice", title, True, False, found.reason, how, f"as root: echo 1048576 > {_PIPE_MAX}"
-    )
-
-
 def _max_pages() -> Finding:
     title = "largest request"
     text = file_text(_MAX_PAGES)
@@ -257,21 +207,6 @@ def _max_pages() -> Finding:
         "max-pages-limit", title, True, True, detail, f"read {_MAX_PAGES}",
         f"for larger ones, as root: echo N > {_MAX_PAGES}",
     )  # fmt: skip
-
-
-def _iomap(offer: Mapping[str, Any], how: str) -> Finding:
-    """The bit in INIT has another meaning from 7.46 on, so the module's own switch decides."""
-    title = "FUSE iomap extension"
-    switch = file_text(_ENABLE_IOMAP)
-    symbol = kernel_symbol("fuse_iomap_config") or kernel_symbol("fuse_iomap_enabled")
-    how = f"{_ENABLE_IOMAP}; functions in /proc/kallsyms; {how}"
-    if switch is None and not symbol:
-        needs = "a kernel with the FUSE iomap patches"
-        return Finding("iomap", title, False, False, f"no {_ENABLE_IOMAP}", how, needs)
-    offered = bool(offer and offer["flags"] >> 43 & 1)
-    detail = f"enable_iomap is {switch}; {'offered' if offered else 'not offered'}"
-    needs = "" if offered else f"as root: echo Y > {_ENABLE_IOMAP}; CAP_SYS_RAWIO"
-    return Finding("iomap", title, True, offered, detail, how, needs)
 
 
 def _remap() -> Finding:
