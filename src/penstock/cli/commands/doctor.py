@@ -69,11 +69,10 @@ def _verdict(findings: list[Finding]) -> str:
 
 def _data(found: Mapping[str, Finding]) -> str:
     """How the data of mounts will go, and what would have it go better."""
-    paths = {what: _path(found, name) for name, what in _MOUNTED.items()}
-    same = len(set(paths.values())) == 1
-    said = [
-        f"by {path or 'no way'}{'' if same else f' for {what}'}" for what, path in paths.items()
-    ]
+    images, directories = (_path(found, name) for name in _MOUNTED)
+    said = f"by {images} for images, by {directories} for directories"
+    if images == directories:
+        said = f"by {images}"
     lacking = [name for name in _MOUNTED if name in found and not found[name].user]
     wishes = dict.fromkeys(found[name].enable for name in lacking)
     wish = f" (for {' and '.join(lacking)}: {'; '.join(wishes)})" if lacking else ""
