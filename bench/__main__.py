@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import resource
 import signal
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from bench.source import source
 RESULTS = Path(__file__).with_name("results")
 PLANS = ("image", "mirror")
 QUICK_ROUNDS = 3
+DESCRIPTORS = 1 << 20
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
@@ -45,6 +47,13 @@ def _arguments() -> argparse.Namespace:
     if arguments.runs < 1:
         parser.error("--runs must be at least 1")
     return arguments
+
+
+def _raise_limit() -> None:
+    """Let servers have more open files if they ask for them: libfuse's keep one for each file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, max(hard, DESCRIPTORS)))
 
 
 @contextlib.contextmanager
@@ -93,6 +102,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
+    _raise_limit()
     good = True
     with tempfile.TemporaryDirectory(prefix="penstock-bench-", ignore_cleanup_errors=True) as place:
         point = Path(place) / "mnt"

@@ -108,6 +108,8 @@ def _cached(fd: int) -> float:
 class Image:
     """The image as what is mounted."""
 
+    title = "ext4 image"
+
     def __init__(self, path: Path) -> None:
         self.path = path
 

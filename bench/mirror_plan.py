@@ -12,9 +12,10 @@ from bench.contenders import mirror_contenders
 from bench.files import CACHE
 from bench.plan import MOUNT, Plan, Row, Session, Step, Target, memory_rows
 
-__all__ = ["FULL", "QUICK", "WORK", "Sizes", "archive", "plan"]
+__all__ = ["FULL", "OVER", "QUICK", "WORK", "Sizes", "archive", "plan"]
 
 WORK = "work"
+OVER = "over"
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Sizes:
         small: files in ``small``, of ``small_bytes`` each, 100 to a folder.
         many: empty files in ``many``, 1,000 to a folder.
         million: the same in ``million``; 0 unless asked for.
-        big_bytes: size of the file ``big``, and of the one that is written.
-        mapped_bytes: how much is read and written through a mapping.
+        big_bytes: size of the files ``big``, which is read, and ``over``, which is overwritten.
+        mapped_bytes: how much is read and written through a mapping, and written to a new file.
         random_blocks: blocks read and written at random.
         changes: files created, renamed, removed.
         syncs: writes with fsync.
@@ -68,9 +69,10 @@ ROWS = (
     Row("mapped", "mmap, read in order, fresh mount", "MB/s"),
     Row("mapped-hot", "mmap, read in order, again", "MB/s"),
     Row("touch", "mmap, random pages, fresh mount", "us"),
-    Row("write", "sequential write of a new file", "MB/s"),
+    Row("write", "sequential write over a file", "MB/s"),
     Row("scatter", "random 4 KiB writes", "us"),
     Row("map-write", "mmap, written in order", "MB/s"),
+    Row("write-new", "sequential write of a new file", "MB/s"),
     Row("untar", "tar -x, per entry", "us"),
     Row("git-first", "git status, fresh mount, per file", "us"),
     Row("git-again", "git status, again, per file", "us"),
@@ -114,7 +116,6 @@ def sessions(sizes: Sizes, number: int) -> tuple[Session, ...]:
     seed = number
     small = (sizes.small_bytes,)
     blocks = (sizes.random_blocks, seed)
-    new = f"{WORK}/new"
     tree = [Step("untar", "untar", (str(archive(sizes)), f"{WORK}/tree"))]
     if shutil.which("git"):
         tree += [Step("git-first", "status", ("repo",)), Step("git-again", "status", ("repo",))]
@@ -162,9 +163,10 @@ def sessions(sizes: Sizes, number: int) -> tuple[Session, ...]:
         Session(
             "write",
             (
-                Step("write", "write", (new, sizes.big_bytes)),
-                Step("scatter", "scatter", (new, *blocks)),
-                Step("map-write", "map_write", (new, sizes.mapped_bytes)),
+                Step("write", "write", (OVER, sizes.big_bytes)),
+                Step("scatter", "scatter", (OVER, *blocks)),
+                Step("map-write", "map_write", (OVER, sizes.mapped_bytes)),
+                Step("write-new", "write", (f"{WORK}/new", sizes.mapped_bytes)),
             ),
         ),
         Session("tree", tuple(tree)),

@@ -103,6 +103,7 @@ def _targets(plan: Plan, samples: Samples, entries: list[Contender]) -> Table:
 
 def show(plan: Plan, samples: Samples, entries: list[Contender], console: Console) -> None:
     """Print figures, ratios, targets, who used which data path, and who was absent."""
+    console.print(f"measured on: {samples.subject}")
     console.print(_figures(plan, samples, entries))
     for base in plan.bases:
         table = _ratios(plan, samples, entries, base)

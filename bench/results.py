@@ -97,6 +97,7 @@ def document(plan: Plan, samples: Samples, entries: list[Contender], rounds: int
         "taken": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": machine(),
         "rounds": rounds,
+        "subject": samples.subject,
         "sizes": plan.sizes,
         "contenders": {
             c.name: {

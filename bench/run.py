@@ -26,6 +26,7 @@ class Subject(Protocol):
     """What is mounted: the image or the directory."""
 
     path: Path
+    title: str
 
     def prepare(self, session: Session) -> None:
         """Called before the contenders have a session."""
@@ -46,6 +47,7 @@ class Samples:
         absent: contender → why it did not take part.
         failures: contender → session → why it has no sample of it.
         datapaths: contender → the ways of data that its mounts reported.
+        subject: where the data lies.
         still_cached: the largest part of the image that dropping left in the cache.
     """
 
@@ -55,6 +57,7 @@ class Samples:
     absent: dict[str, str] = field(default_factory=dict)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
     datapaths: dict[str, list[str]] = field(default_factory=dict)
+    subject: str = ""
     still_cached: float = 0.0
 
     def add(self, contender: str, row: str, seconds: float, count: int) -> None:
@@ -179,7 +182,8 @@ def measure(
         point: an empty folder to mount at.
         progress: told what is going on, a line at a time.
     """
-    samples = Samples(absent={c.name: c.absent for c in entries if c.absent is not None})
+    absent = {c.name: c.absent for c in entries if c.absent is not None}
+    samples = Samples(absent=absent, subject=subject.title)
     taking_part = [c for c in entries if c.absent is None]
     _Rounds(plan, samples, subject, point, taking_part, progress).all(rounds)
     return samples

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.files import CACHE, numbered, random_file, read_all
-from bench.mirror_plan import WORK, Sizes, archive
+from bench.mirror_plan import OVER, WORK, Sizes, archive
 from bench.plan import Session
 
 __all__ = ["Source", "source"]
@@ -41,19 +41,27 @@ QUIET = {
 class Source:
     """The directory as what is mounted."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, title: str) -> None:
         self.path = path
+        self.title = title
 
     def prepare(self, session: Session) -> None:
-        """Before the contenders have a session: what it reads is in the cache."""
-        if any("big" in step.arguments for step in session.steps):
-            read_all(self.path / "big")
+        """Before the contenders have a session: what it reads or overwrites is in the cache."""
+        for name in ("big", OVER):
+            if any(name in step.arguments for step in session.steps):
+                read_all(self.path / name)
 
-    def before(self, _session: Session) -> float:
-        """Before one contender has it: what the one before has written is gone."""
+    def before(self, session: Session) -> float:
+        """Before one contender has it: what the one before has written is gone or on the disk."""
         shutil.rmtree(self.path / WORK, ignore_errors=True)
         (self.path / WORK).mkdir()
+        if any(OVER in step.arguments for step in session.steps):
+            self.sync()
         return 0.0
+
+    def sync(self) -> None:
+        """Otherwise the kernel writes back what others wrote while the next one is measured."""
+        subprocess.run(["sync", "-f", self.path], check=True)
 
 
 def _real_files(count: int) -> Iterator[Path]:
@@ -99,6 +107,7 @@ def _fill(where: Path, sizes: Sizes) -> None:
     numbered(where / "many", sizes.many, 1000, b"")
     numbered(where / "million", sizes.million, 1000, b"")
     random_file(where / "big", sizes.big_bytes, noise)
+    random_file(where / OVER, sizes.big_bytes, noise)
     (where / "repo").mkdir()
     subprocess.run(["tar", "-xf", _archive(sizes), "-C", where / "repo"], check=True)
     if shutil.which("git"):
@@ -110,7 +119,9 @@ def _fill(where: Path, sizes: Sizes) -> None:
 def _bytes(sizes: Sizes) -> int:
     """Room that the directory needs, with what is written in it."""
     inodes = sizes.small + sizes.many + sizes.million
-    return 3 * sizes.big_bytes + sizes.small * 4096 + inodes * 512 + (512 << 20)
+    return (
+        2 * sizes.big_bytes + sizes.mapped_bytes + sizes.small * 4096 + inodes * 512 + (512 << 20)
+    )
 
 
 def _spare() -> int:
@@ -152,12 +163,16 @@ def source(sizes: Sizes, given: Path | None = None) -> Iterator[Source]:
     with contextlib.ExitStack() as stack:
         if given is None and os.geteuid() == 0 and _spare() > 3 * _bytes(sizes):
             above = stack.enter_context(_in_memory(sizes))
+            title = "ext4 in memory"
         else:
             folder = CACHE if given is None else given
+            title = f"a folder of {folder}"
             folder.mkdir(parents=True, exist_ok=True)
             made = tempfile.TemporaryDirectory(prefix="mirror-", dir=folder)
             above = Path(stack.enter_context(made))
         path = above / "source"
         path.mkdir()
         _fill(path, sizes)
-        yield Source(path)
+        made_source = Source(path, title)
+        made_source.sync()
+        yield made_source
