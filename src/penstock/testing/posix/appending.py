@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from penstock.testing.posix.calls import opened
+from penstock.testing.posix.calls import forget, opened
 from penstock.testing.posix.peer import Peer
 from penstock.testing.posix.registry import case, equal, holds
 
@@ -26,6 +26,7 @@ def two_processes_append(root: Path) -> None:
         for _ in range(COUNT):
             os.write(fd, b"first" * 20 + b"\n")
         peer.answer()
+        forget(fd)
     lines = Counter(path.read_bytes().splitlines())
     equal(lines, Counter({b"first" * 20: COUNT, b"other" * 20: COUNT}))
 

@@ -41,6 +41,7 @@ __all__ = [
     "clone_range",
     "fallocate",
     "file_handle",
+    "forget",
     "getdents",
     "getxattr_into",
     "inode_flags",
@@ -84,6 +85,13 @@ def opened(path: Path | str, flags: int = os.O_RDONLY, mode: int = 0o644) -> Ite
         yield fd
     finally:
         os.close(fd)
+
+
+def forget(fd: int) -> None:
+    """Have the kernel drop what it has cached of a file, so that the filesystem itself is asked for
+    what is read next (where it keeps its data in the cache alone, nothing is dropped)."""
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def utimens(

@@ -9,7 +9,7 @@ import mmap
 import os
 from pathlib import Path
 
-from penstock.testing.posix.calls import opened
+from penstock.testing.posix.calls import forget, opened
 from penstock.testing.posix.registry import case, equal, fails, holds
 
 CREATE = os.O_CREAT | os.O_RDWR
@@ -67,6 +67,7 @@ def large_data_is_kept(root: Path) -> None:
             position += os.pwrite(fd, data[position : position + size], position)
         equal(position, len(data))
         equal(os.fstat(fd).st_size, len(data))
+        forget(fd)
         got = b"".join(os.pread(fd, 777_777, o) for o in range(0, len(data), 777_777))
     holds(got == data, "the same bytes")
     holds((root / "file").read_bytes() == data, "the same bytes after reopening")
@@ -81,6 +82,7 @@ def overwriting_in_the_middle(root: Path) -> None:
         for offset, patch in ((0, b"a"), (4090, b"b" * 12), (8192, b"c" * 4096), (12287, b"d")):
             os.pwrite(fd, patch, offset)
             data[offset : offset + len(patch)] = patch
+        forget(fd)
         holds(os.pread(fd, len(data), 0) == data, "the same bytes")
 
 
@@ -106,6 +108,7 @@ def writing_beyond_the_end(root: Path) -> None:
         os.pwrite(fd, b"a", 0)
         os.pwrite(fd, b"b", 10_000)
         equal(os.fstat(fd).st_size, 10_001)
+        forget(fd)
         equal(os.pread(fd, 20_000, 0), b"a" + bytes(9_999) + b"b")
 
 
@@ -129,6 +132,7 @@ def truncating_and_writing_beyond(root: Path) -> None:
         os.write(fd, b"x" * 4096)
         os.ftruncate(fd, 100)
         os.pwrite(fd, b"y", 200)
+        forget(fd)
         equal(os.pread(fd, 4096, 0), b"x" * 100 + bytes(100) + b"y")
 
 

@@ -11,6 +11,7 @@ from penstock.testing.posix.calls import (
     FALLOC_KEEP_SIZE,
     FALLOC_PUNCH_HOLE,
     fallocate,
+    forget,
     opened,
 )
 from penstock.testing.posix.registry import case, equal, fails, holds
@@ -116,6 +117,7 @@ def punching_zeroes_and_frees(root: Path) -> None:
         fallocate(fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, 2 * BLOCK - 10, 3 * BLOCK + 20)
         equal(os.fstat(fd).st_size, 8 * BLOCK)
         holds(os.fstat(fd).st_blocks <= before - 3 * BLOCK // 512, "space is given back")
+        forget(fd)
         expected = b"x" * (2 * BLOCK - 10) + bytes(3 * BLOCK + 20) + b"x" * (3 * BLOCK - 10)
         holds(os.pread(fd, 8 * BLOCK, 0) == expected, "zeros exactly in the range")
         equal(os.lseek(fd, 2 * BLOCK, os.SEEK_DATA), 5 * BLOCK)

@@ -14,6 +14,7 @@ from penstock.testing.posix.calls import (
     FALLOC_PUNCH_HOLE,
     FALLOC_ZERO_RANGE,
     fallocate,
+    forget,
     opened,
 )
 from penstock.testing.posix.registry import case, equal, fails, holds
@@ -45,6 +46,7 @@ def zeroing_a_range(root: Path) -> None:
         _blocks(fd, "abcd")
         fallocate(fd, FALLOC_ZERO_RANGE, BLOCK - 10, BLOCK + 20)
         equal(os.fstat(fd).st_size, 4 * BLOCK)
+        forget(fd)
         data = os.pread(fd, 4 * BLOCK, 0)
         expected = b"a" * (BLOCK - 10) + bytes(BLOCK + 20) + b"c" * (BLOCK - 10) + b"d" * BLOCK
         holds(data == expected, "zeros in the range alone")

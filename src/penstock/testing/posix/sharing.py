@@ -9,7 +9,13 @@ import os
 import signal
 from pathlib import Path
 
-from penstock.testing.posix.calls import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate, opened
+from penstock.testing.posix.calls import (
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
+    fallocate,
+    forget,
+    opened,
+)
 from penstock.testing.posix.peer import Peer
 from penstock.testing.posix.registry import case, equal, fails, holds
 
@@ -120,6 +126,8 @@ def flushed_stores_are_durable(root: Path) -> None:
         view.flush(PAGE, PAGE)
         view.flush()
         os.fsync(fd)
+    with opened(path) as fd:
+        forget(fd)
     with Peer() as peer:
         other = peer.call("open", path, os.O_RDONLY)
         equal(peer.call("read", other, 5, PAGE), "store")
@@ -135,6 +143,7 @@ def stores_are_written_when_unmapped(root: Path) -> None:
     view[2 * PAGE : 2 * PAGE + 4] = b"late"
     view.close()
     with opened(path) as fd:
+        forget(fd)
         equal(os.pread(fd, 6, 2 * PAGE - 1), b".late.")
 
 
