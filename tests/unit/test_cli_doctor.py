@@ -316,7 +316,7 @@ def offer(flags: int, **more: Any) -> dict[str, Any]:
     return {"minor": 45, "flags": flags, "clone": True, "backing": None, **more}
 
 
-WORKS = TrialMount("read", dict.fromkeys(("copy", "splice", "passthrough"), ""))
+WORKS = TrialMount("read", dict.fromkeys(("copy", "splice", "passthrough"), ""), "", "/var/tmp")
 NO_MOUNT = TrialMount("tried", {}, "nobody may")
 
 
@@ -336,6 +336,8 @@ def test_data_paths_of_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (works.kernel, works.user, works.enable) == (True, True, "")
         assert (gone.kernel, gone.user, gone.detail) == (None, False, "nobody may")
         assert "right to mount" in gone.enable
+    inside = WORKS._replace(reason="in a user namespace alone")
+    assert (datapaths._copy(inside).kernel, datapaths._copy(inside).user) == (True, False)
     refused = datapaths._splice(failing(splice="Invalid argument"))
     assert (refused.kernel, refused.user, refused.detail) == (True, False, "Invalid argument")
     monkeypatch.setattr(datapaths, "file_text", lambda _path: "65536")
@@ -391,7 +393,8 @@ def lens_with(
 
 
 def lens_answer(**more: Any) -> Attempt:
-    return Attempt({"loop": False, "depth": 1, "stage": "", "reason": "", **more}, 0, "")
+    said = {"place": "/var/tmp", "loop": False, "depth": 1, "stage": "", "reason": "", **more}
+    return Attempt(said, 0, "")
 
 
 def test_lens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ import json
 import os
 import select
 import signal
+import tempfile
 import time
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Final, NamedTuple
 
 from penstock.sys.process import wait_pidfd
 
@@ -26,12 +27,14 @@ __all__ = [
     "is_initial_user_namespace",
     "kernel_config",
     "kernel_symbol",
+    "nameless_file",
 ]
 
 SECONDS: Final = 1.0
 """For trials that take some milliseconds where nothing is wrong."""
 _SECONDS: Final = 5.0
 _MAX_ANSWER: Final = 64 * 1024
+_LASTING: Final = "/var/tmp"  # noqa: S108 - files have no names there
 
 FIRST_NAMESPACE: Final = "CAP_SYS_ADMIN in the first user namespace (root)"
 """What would enable most of what users lack."""
@@ -139,6 +142,24 @@ def _end(pid: int) -> None:
             os.waitpid(pid, 0)
     finally:
         os.close(pidfd)
+
+
+@contextlib.contextmanager
+def nameless_file() -> Iterator[tuple[IO[bytes], str]]:
+    """A file without a name, and the directory that it would be in: /var/tmp, as for what mounts
+    keep themselves, or where else files may be made.
+
+    Raises:
+        OSError: nowhere.
+    """
+    with contextlib.ExitStack() as stack:
+        place = _LASTING
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile(dir=place))
+        except OSError:
+            place = tempfile.gettempdir()
+            file = stack.enter_context(tempfile.TemporaryFile(dir=place))
+        yield file, place
 
 
 def file_text(path: str) -> str | None:

@@ -29,7 +29,8 @@ from penstock.abi.fuse import (
 )
 from penstock.abi.layout import size_of
 from penstock.abi.process import CloneFlag
-from penstock.cli.probes.base import Attempt, attempt
+from penstock.cli.errors import explain
+from penstock.cli.probes.base import Attempt, attempt, nameless_file
 from penstock.sys import mount as sysmount
 from penstock.sys.devfuse import clone, open_device, sync_init
 from penstock.sys.fusermount import fusermount, fusermount_unmount
@@ -128,7 +129,7 @@ def _try_backing(fd: int) -> int:
     """The errno of registering a backing file, 0 if it worked."""
     import fcntl
 
-    with tempfile.TemporaryFile(dir="/var/tmp") as file:
+    with nameless_file() as (file, _):
         try:
             fcntl.ioctl(fd, DEV_IOC_BACKING_OPEN, struct.pack("=iIQ", file.fileno(), 0, 0))
         except OSError as error:
@@ -138,7 +139,10 @@ def _try_backing(fd: int) -> int:
 
 def _with_fusermount() -> Attempt:
     """The same by way of fusermount3; the mount is removed whatever happens."""
-    place = tempfile.mkdtemp(prefix="penstock-doctor-")
+    try:
+        place = tempfile.mkdtemp(prefix="penstock-doctor-")
+    except OSError as error:
+        return Attempt(None, error.errno or 0, f"no directory to mount on: {explain(error)}")
     try:
         return attempt(lambda: _handshake(fusermount(place, [])))
     finally:

@@ -22,7 +22,7 @@ from penstock.cli.probes.base import (
     kernel_symbol,
 )
 from penstock.cli.probes.lens import lens_trial
-from penstock.cli.probes.trialmount import PLACE, SMALL, WHOLE, TrialMount, try_mount
+from penstock.cli.probes.trialmount import SMALL, WHOLE, TrialMount, try_mount
 from penstock.sys import probe
 from penstock.sys.capabilities import effective
 from penstock.sys.mountinfo import mount_id_of, mounts
@@ -32,8 +32,10 @@ __all__ = ["datapath_findings"]
 _ENABLE_IOMAP: Final = "/sys/module/fuse/parameters/enable_iomap"
 _PIPE_MAX: Final = "/proc/sys/fs/pipe-max-size"
 _LARGEST: Final = 1 << 20
-_TO_MOUNT: Final = "the right to mount: root, or fusermount3 and /dev/fuse (see above)"
+_TO_MOUNT: Final = "the right to mount: root, or fusermount3 and a /dev/fuse that you can open"
 _NO_PASSTHROUGH: Final = "Linux 6.9 built with CONFIG_FUSE_PASSTHROUGH"
+_ON_FILES: Final = "Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE, and a /var/tmp on a disk"
+_PLACE: Final = "/var/tmp"  # noqa: S108 - files have no names there
 _WORDS: Final = {"read": "reading", "register": "registering a file"}
 
 
@@ -66,7 +68,8 @@ def _is_first_root() -> bool:
 def _copy(trial: TrialMount) -> Finding:
     title = "data path copy"
     if trial.reason:
-        return Finding("copy", title, None, False, trial.reason, trial.how, _TO_MOUNT)
+        kernel = True if trial.failures else None
+        return Finding("copy", title, kernel, False, trial.reason, trial.how, _TO_MOUNT)
     failure = trial.failures["copy"]
     if failure:
         return Finding("copy", title, True, False, failure, trial.how, _TO_MOUNT)
@@ -76,7 +79,8 @@ def _copy(trial: TrialMount) -> Finding:
 def _splice(trial: TrialMount) -> Finding:
     title = "data path splice"
     if trial.reason:
-        return Finding("splice", title, None, False, trial.reason, trial.how, _TO_MOUNT)
+        kernel = True if trial.failures else None
+        return Finding("splice", title, kernel, False, trial.reason, trial.how, _TO_MOUNT)
     failure = trial.failures["splice"]
     largest = file_text(_PIPE_MAX) or ""
     more = f"as root: echo {_LARGEST} > {_PIPE_MAX}"
@@ -90,12 +94,16 @@ def _splice(trial: TrialMount) -> Finding:
 
 def _passthrough(offer: Mapping[str, Any], trial: TrialMount) -> Finding:
     title, name = "data path passthrough", "passthrough"
-    how = f"{trial.how}; backed by a nameless file in {PLACE}"
+    how = trial.how
     offered = bool(offer["flags"] & InitFlag.PASSTHROUGH) if offer else None
-    failure = "there was no mount to try it with" if trial.reason else trial.failures[name]
+    failures = trial.failures or {name: "there was no mount to try it with"}
+    failure = failures[name]
     if not failure:
         depth = 1 if not offer or offer["backing"] in {0, None} else 2
-        detail = f"{WHOLE >> 10} KiB read and written without the server; stack depth {depth}"
+        detail = (
+            f"{WHOLE >> 10} KiB read and written without the server, in a file in {trial.place};"
+            f" stack depth {depth}"
+        )
         return Finding(name, title, True, True, detail, how)
     if offered is False:
         return Finding(name, title, False, False, "not offered", how, _NO_PASSTHROUGH)
@@ -125,7 +133,7 @@ def _lens(passthrough: Finding) -> Finding:
         "an EROFS instance on an image in a nameless file, a file of it read, mapped and"
         " registered as backing file"
     )
-    found = attempt(lambda: lens_trial(PLACE), SECONDS)
+    found = attempt(lens_trial, SECONDS)
     said = found.value or {}
     if said and not said["stage"]:
         on = (
@@ -133,10 +141,10 @@ def _lens(passthrough: Finding) -> Finding:
             if said["loop"]
             else "on files, without loop devices (no O_DIRECT)"
         )
-        detail = f"works for images in {PLACE}, {on}; stack depth {said['depth']}"
+        detail = f"works for images in {said['place']}, {on}; stack depth {said['depth']}"
         needs = ""
         if said["loop"]:
-            needs = "without loop devices: Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE"
+            needs = f"without loop devices: {_ON_FILES}"
         return Finding(name, title, True, True, detail, how, needs)
     if said:
         detail = f"{_WORDS[said['stage']]} fails: {said['reason']}"
@@ -162,11 +170,7 @@ def _no_lens(number: int, reason: str, passthrough: bool | None) -> _Cause:
         return _Cause(kernel, reason, FIRST_NAMESPACE)
     if number == errno.ENOTBLK:
         reason = f"neither on files nor on loop devices: {reason}"
-    needs = (
-        "Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE and a /var/tmp on a disk,"
-        " or loop devices (modprobe loop)"
-    )
-    return _Cause(kernel, reason, needs)
+    return _Cause(kernel, reason, f"{_ON_FILES}; or loop devices (modprobe loop)")
 
 
 def _has_erofs() -> bool | None:
@@ -181,7 +185,7 @@ def _reflink() -> Finding:
     title = "sharing blocks (reflink)"
     how = "ioctl FICLONERANGE between two nameless files"
     said, works, told = [], False, False
-    for place in dict.fromkeys((PLACE, os.getcwd())):
+    for place in dict.fromkeys((_PLACE, os.getcwd())):
         found = attempt(lambda where=place: _clone(where), SECONDS)  # type: ignore[misc]
         fstype, number, reason = found.value or ("", found.errno, found.reason)
         where = f"{place} ({fstype})" if fstype else place

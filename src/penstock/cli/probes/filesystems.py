@@ -9,14 +9,13 @@ import os
 import signal
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from penstock.abi.capability import Capability
 from penstock.abi.mount import MountAttr, MountFlag
 from penstock.abi.process import CloneFlag
-from penstock.cli.errors import explain
 from penstock.cli.probes.base import (
     Finding,
     attempt,
@@ -92,7 +91,7 @@ def _erofs_on_file() -> Finding:
     how = "an image of two blocks in a nameless file, made into a detached superblock"
     reasons = []
     refused = False
-    for directory in dict.fromkeys(("/var/tmp", os.getcwd(), tempfile.gettempdir())):  # noqa: S108
+    for directory in dict.fromkeys(("/var/tmp", os.getcwd(), "/tmp")):  # noqa: S108
         found = attempt(lambda where=directory: _mount_erofs(where))  # type: ignore[misc]
         if not found.reason:
             return Finding("erofs-file", title, True, True, f"works in {directory}", how)
@@ -178,37 +177,22 @@ def _user_mounts() -> Finding:
     )
 
 
-# On the filesystem of the current directory
-
-
-def _here(trial: Callable[[int, int], None]) -> tuple[str, OSError | None]:
-    """Run a trial with two nameless files in the current directory; where, and what it raised."""
-    place = os.getcwd()
-    try:
-        with _nameless_file(place) as one, _nameless_file(place) as two:
-            os.write(one, b"x" * 65536)
-            os.fsync(one)
-            trial(one, two)
-    except OSError as error:
-        return place, error
-    return place, None
-
-
 def _verity() -> Finding:
-    title = "fs-verity in the current directory"
+    title, place = "fs-verity in the current directory", os.getcwd()
     how = "ioctl FS_IOC_MEASURE_VERITY on a nameless file"
 
-    def trial(one: int, _two: int) -> None:
-        probe.measure_verity(one)
+    def trial() -> None:
+        with _nameless_file(place) as fd:
+            probe.measure_verity(fd)
 
-    place, error = _here(trial)
-    if error is None:
+    found = attempt(trial)
+    if not found.reason:
         return Finding("fs-verity", title, True, True, f"known in {place}", how)
     kernel = kernel_config("FS_VERITY")
     needs = "a kernel with CONFIG_FS_VERITY" if kernel is False else (
         "a filesystem with fs-verity (ext4: tune2fs -O verity; Btrfs; F2FS)"
     )  # fmt: skip
-    return Finding("fs-verity", title, kernel, False, f"{place}: {explain(error)}", how, needs)
+    return Finding("fs-verity", title, kernel, False, f"{place}: {found.reason}", how, needs)
 
 
 def _idmapped() -> Finding:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from typing import Any, Final
 
 from penstock.broker.carriers import try_backing
 from penstock.broker.lens import Lens
 from penstock.broker.protocol import Extent
+from penstock.cli.probes.base import nameless_file
 
 __all__ = ["lens_trial"]
 
@@ -22,17 +22,18 @@ _EXTENTS: Final = (Extent(0, _BLOCK, 5 * _BLOCK), Extent(2 * _BLOCK, _BLOCK + 10
 _DEEPEST: Final = 2
 
 
-def lens_trial(directory: str) -> dict[str, Any]:
-    """Make a lens on an image in a directory's filesystem, and use it.
+def lens_trial() -> dict[str, Any]:
+    """Make a lens on an image, and use it.
 
     Returns:
-        ``loop``: whether it took loop devices; ``depth``: how deep its files are stacked, as
-        backing files; ``stage`` and ``reason``: what failed, and by what, both empty if all worked.
+        ``place``: the directory of the image; ``loop``: whether it took loop devices; ``depth``:
+        how deep its files are stacked, as backing files; ``stage`` and ``reason``: what failed, and
+        by what, both empty if all worked.
 
     Raises:
         OSError: the lens cannot be made.
     """
-    with tempfile.TemporaryFile(dir=directory) as image:
+    with nameless_file() as (image, place):
         content = os.urandom(_BLOCKS * _BLOCK)
         image.write(content)
         image.flush()
@@ -45,7 +46,13 @@ def lens_trial(directory: str) -> dict[str, Any]:
                     stage = "register" if reason else ""
             finally:
                 os.close(file.fd)
-            return {"loop": lens.on_loop, "depth": depth, "stage": stage, "reason": reason}
+            return {
+                "place": place,
+                "loop": lens.on_loop,
+                "depth": depth,
+                "stage": stage,
+                "reason": reason,
+            }
 
 
 def _right(fd: int, image: bytes) -> bool:

@@ -16,13 +16,13 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from penstock.abi.capability import Capability
 from penstock.abi.fuse import FOpen
 from penstock.abi.process import CloneFlag
-from penstock.cli.probes.base import SECONDS, Attempt, attempt
+from penstock.cli.errors import explain
+from penstock.cli.probes.base import SECONDS, Attempt, attempt, nameless_file
 from penstock.fs import (
     ENDLESS,
     ROOT,
@@ -43,9 +43,8 @@ from penstock.sys.fusermount import fusermount_unmount
 from penstock.sys.mountinfo import find_mount
 from penstock.sys.namespaces import make_mounts_private, unshare
 
-__all__ = ["PLACE", "SMALL", "WHOLE", "TrialMount", "try_mount"]
+__all__ = ["SMALL", "WHOLE", "TrialMount", "try_mount"]
 
-PLACE: Final = "/var/tmp"  # noqa: S108 - where mounts of one's own try whether files can be registered
 SMALL: Final = 4 << 10
 WHOLE: Final = 256 << 10
 """Long enough for the data paths of large reads and of whole files."""
@@ -59,9 +58,11 @@ class TrialMount(NamedTuple):
     how: str
     """How it was mounted, in a few words."""
     failures: dict[str, str]
-    """By data path: why it did not bring its file; empty where it did."""
+    """By data path: why it did not bring its file; empty where it did. Empty without a mount."""
     reason: str = ""
-    """Why there was no mount; empty if there was."""
+    """Why there was no mount of the kind that ``penstock mount`` makes; empty if there was."""
+    place: str = ""
+    """Where the file lies that the others are made of."""
 
 
 class _Files(Operations):
@@ -114,29 +115,35 @@ class _Files(Operations):
 
 def try_mount() -> TrialMount:
     """Mount, read, unmount, in the way this user can."""
-    may = Capability.SYS_ADMIN in effective()
-    ways: Iterable[tuple[str, CloneFlag]] = (
-        [("in a mount namespace of its own", CloneFlag.NEWNS)]
-        if may
-        else [
-            ("with fusermount3", CloneFlag(0)),
-            ("in a user namespace", CloneFlag.NEWUSER | CloneFlag.NEWNS),
-        ]
-    )
-    reasons = []
-    for words, namespaces in ways:
-        found = _try(lambda place, flags=namespaces: _mounted(place, flags))  # type: ignore[misc]
-        if found.value is not None:
-            return TrialMount(f"files of a mount made {words}, read", found.value)
-        reasons.append(f"{words}: {found.reason}")
-    return TrialMount("a mount was tried", {}, "; ".join(reasons))
+    private = CloneFlag.NEWNS
+    if Capability.SYS_ADMIN in effective():
+        found = _try(private)
+        return _outcome(found, "a mount in a mount namespace of its own", found.reason)
+    found = _try(CloneFlag(0))
+    if found.value is not None:
+        return _outcome(found, "a mount with fusermount3", "")
+    inside = _try(private | CloneFlag.NEWUSER)
+    if inside.value is None:
+        return _outcome(inside, "mounts with fusermount3 and in a user namespace", found.reason)
+    reason = f"works in a user namespace alone, not outside: {found.reason}"
+    return _outcome(inside, "a mount in a user namespace", reason)
 
 
-def _try(trial: Callable[[str], Any]) -> Attempt:
-    """Run a trial with an empty directory to mount on; neither it nor a mount stays."""
-    place = tempfile.mkdtemp(prefix="penstock-doctor-")
+def _outcome(found: Attempt, way: str, reason: str) -> TrialMount:
+    if found.value is None:
+        return TrialMount(f"tried: {way}", {}, reason)
+    failures, place = found.value
+    return TrialMount(f"files read by {way}", failures, reason, place)
+
+
+def _try(namespaces: CloneFlag) -> Attempt:
+    """Mount in new namespaces, on an empty directory; neither it nor a mount stays."""
     try:
-        return attempt(lambda: trial(place), SECONDS)
+        place = tempfile.mkdtemp(prefix="penstock-doctor-")
+    except OSError as error:
+        return Attempt(None, error.errno or 0, f"no directory to mount on: {explain(error)}")
+    try:
+        return attempt(lambda: _mounted(place, namespaces), SECONDS)
     finally:
         if find_mount(place) is not None:
             with contextlib.suppress(OSError):
@@ -145,13 +152,13 @@ def _try(trial: Callable[[str], Any]) -> Attempt:
             os.rmdir(place)
 
 
-def _mounted(place: str, namespaces: CloneFlag) -> dict[str, str]:
-    """In a child: what each data path failed by."""
+def _mounted(place: str, namespaces: CloneFlag) -> tuple[dict[str, str], str]:
+    """In a child: what each data path failed by, and where their file lies."""
     if namespaces:
         unshare(namespaces)
         make_mounts_private()
     content = os.urandom(WHOLE)
-    with tempfile.TemporaryFile(dir=PLACE) as file:
+    with nameless_file() as (file, where):
         file.write(content)
         file.flush()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -167,7 +174,7 @@ def _mounted(place: str, namespaces: CloneFlag) -> dict[str, str]:
         ours.send(b"done")
         said = _answer(ours)
         os.waitpid(pid, 0)
-    return {name: said[name] or failures[name] for name in _NAMES}
+    return {name: said[name] or failures[name] for name in _NAMES}, where
 
 
 def _answer(pipe: socket.socket) -> dict[str, str]:
