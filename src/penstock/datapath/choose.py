@@ -126,6 +126,9 @@ class Paths:
     def opened(self, nodeid: int, flags: int, reply: OpenReply) -> OpenReply:
         return reply if self._files is None else self._files.opened(nodeid, flags, reply)
 
+    def stored(self, nodeid: int, reply: OpenReply) -> int:
+        return 0 if self._files is None else self._files.stored(nodeid, reply)
+
     def released(self, nodeid: int) -> None:
         if self._files is not None:
             self._files.released(nodeid)

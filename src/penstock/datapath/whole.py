@@ -38,6 +38,9 @@ asked for by name. Measured (docs/performance.md)."""
 KEPT: Final = 3072
 """Backing files that stay registered although nobody has them open: opening them again costs no
 message."""
+STORED: Final = 16 << 10
+"""A file of at most so many bytes is sent along when it is opened for the first time, which saves
+the request for it."""
 IDLE_SECONDS: Final = 60.0
 """They are given up after so long."""
 
@@ -47,6 +50,8 @@ _ALLOWED: Final = int(FOpen.DIRECT_IO | FOpen.PARALLEL_DIRECT_WRITES | FOpen.NOF
 _PASSTHROUGH: Final = int(FOpen.PASSTHROUGH)
 _ACCESS: Final = 3
 
+_KEEP_CACHE: Final = int(FOpen.KEEP_CACHE)
+_MOST_STORED: Final = 1 << 18
 _MOST_REFUSED: Final = 1 << 16
 _MADE_ROOM: Final = 64
 
@@ -95,6 +100,7 @@ class WholeFiles:
         self._inodes: dict[int, _Inode] = {}
         self._idle: collections.OrderedDict[int, _Inode] = collections.OrderedDict()
         self._refused: dict[int, str] = {}
+        self._stored: set[int] = set()
         self._lock = threading.Lock()
         self.carried = self.read = 0
         """Files opened in either way."""
@@ -128,6 +134,24 @@ class WholeFiles:
             return OpenReply(
                 reply.fh, reply.flags & _ALLOWED | _PASSTHROUGH, inode.backing, reply.whole
             )
+
+    def stored(self, nodeid: int, reply: OpenReply) -> int:
+        """How many bytes of a file that was just opened to send along: all of a small one, the
+        first time, if the kernel may keep what it has.
+
+        Nobody else has it open, so nobody waits for a page of it: the kernel would wait for them.
+        """
+        whole = reply.whole
+        if whole is None or not 0 < whole.length <= STORED or not reply.flags & _KEEP_CACHE:
+            return 0
+        with self._lock:
+            inode = self._inodes.get(nodeid)
+            if self._shared or nodeid in self._stored or inode is None or inode.opens != 1:
+                return 0
+            if len(self._stored) >= _MOST_STORED:
+                self._stored.clear()
+            self._stored.add(nodeid)
+        return whole.length
 
     def _choose(self, nodeid: int, inode: _Inode, flags: int, reply: OpenReply) -> bool:
         """Whether a file that nobody has open is to be carried; its backing file is there then."""
@@ -199,6 +223,7 @@ class WholeFiles:
             return
         with self._lock:
             self._refused.pop(nodeid, None)
+            self._stored.discard(nodeid)
             if nodeid in self._idle:
                 self._give_up(nodeid)
 

@@ -12,6 +12,8 @@ import errno
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
+from penstock.abi.fuse import NotifyCode, NotifyStoreOut, OutHeader
+from penstock.abi.layout import pack, size_of
 from penstock.fs import Backing, Mapped, Mapping, OpenReply
 from penstock.wire import encode_error
 
@@ -23,6 +25,9 @@ Origin = object
 
 ZEROS: Final = -1
 """The descriptor of a :class:`FileRange` that reads as zeros."""
+
+
+_STORE_HEAD: Final = size_of(OutHeader) + size_of(NotifyStoreOut)
 
 
 class FileRange(NamedTuple):
@@ -56,6 +61,16 @@ class Reply(NamedTuple):
     opened: tuple[int, int, int] | None = None
     """Opcode, node and file handle of what this reply opens, to be closed if it is not
     delivered: the kernel sends no RELEASE then."""
+    store: FileBody | bytes | None = None
+    """The content of the file that is opened, for the kernel's cache, to be sent before the reply.
+    It saves the READ; where it fails nothing is lost."""
+
+    def store_head(self, length: int) -> bytes:
+        """What comes before :attr:`store` in its message (NOTIFY_STORE)."""
+        assert self.opened is not None
+        return pack(OutHeader(_STORE_HEAD + length, NotifyCode.STORE, 0)) + pack(
+            NotifyStoreOut(self.opened[1], 0, length, 0)
+        )
 
     def failed(self, error: int = errno.EIO) -> Reply:
         """The reply to send instead when the body cannot be had; ``error`` a positive errno."""
@@ -106,6 +121,11 @@ class DataPaths(Protocol):
         Raises:
             FsError: it cannot be opened so.
         """
+        ...
+
+    def stored(self, nodeid: int, reply: OpenReply) -> int:
+        """How many bytes of a file that was just opened, and is read, to send along: all of it or
+        0."""
         ...
 
     def released(self, nodeid: int) -> None:

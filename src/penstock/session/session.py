@@ -36,6 +36,7 @@ from penstock.fs import (
     FsError,
     Mapped,
     NodeId,
+    OpenReply,
     Operations,
     Pending,
     Unique,
@@ -45,7 +46,7 @@ from penstock.session.handlers import ENTRY_OPCODES, ROWS, Row
 from penstock.session.listings import Listings
 from penstock.session.lookups import LookupCounts
 from penstock.session.notifier import Notifier
-from penstock.session.ports import DataPaths, Origin, Reply, Sink
+from penstock.session.ports import DataPaths, FileBody, Origin, Reply, Sink
 from penstock.session.statistics import RequestCounts, SessionStatistics
 from penstock.session.trace import trace_line
 from penstock.wire import (
@@ -66,6 +67,7 @@ _OUT_HEADER_SIZE: Final = 16
 _READ: Final = int(Opcode.READ)
 _READDIRPLUS: Final = int(Opcode.READDIRPLUS)
 _RELEASE: Final = int(Opcode.RELEASE)
+_OPEN: Final = int(Opcode.OPEN)
 _OPENDIR: Final = int(Opcode.OPENDIR)
 _PASSTHROUGH: Final = int(FOpen.PASSTHROUGH)
 _new: Final = tuple.__new__
@@ -283,8 +285,11 @@ class Session:
             return self._read_reply(unique, request, answer)
         nodes: tuple[int, ...] = ()
         opened: tuple[int, int, int] | None = None
+        store: FileBody | bytes | None = None
         if opcode in _OPENS:
             answer, opened = self._opened(header, request, answer)
+            if opcode == _OPEN and self._carries:
+                store = self._content(header, answer)
         body = row.encode(answer, request)
         if opcode == _READDIRPLUS:
             body, nodes = body
@@ -292,7 +297,7 @@ class Session:
             entry = answer if opcode not in _CREATES else answer[0]
             nodes = (entry.nodeid,) if entry.nodeid else ()
         head = _OUT_HEADER(_OUT_HEADER_SIZE + len(body), 0, unique) + body
-        return Reply(unique, head, b"", nodes, opened)
+        return Reply(unique, head, b"", nodes, opened, store)
 
     def _opened(
         self, header: InHeader, request: Any, answer: Any
@@ -314,6 +319,21 @@ class Session:
                 raise
             answer = (answer[0], reply) if creates else reply
         return answer, opened
+
+    def _content(self, header: InHeader, reply: OpenReply) -> FileBody | bytes | None:
+        """The content of a small file that was just opened, to be sent along."""
+        nodeid = NodeId(header.nodeid)
+        size = self._datapaths.stored(nodeid, reply)
+        if not size:
+            return None
+        context = Context(Unique(header.unique), header.uid, header.gid, header.pid)
+        try:
+            data = self._operations.read(context, nodeid, reply.fh, 0, size, 0, None)
+            if isinstance(data, Mapped):
+                return self._datapaths.mapped(data, 0, self._operations.devices)
+        except (OSError, ValueError):
+            return None  # who reads it is told
+        return data if isinstance(data, bytes) and len(data) == size else None
 
     def _close(self, opcode: int, nodeid: int, fh: int, *, counted: bool = True) -> None:
         """Undo an opening that the kernel does not know of."""

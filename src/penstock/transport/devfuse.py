@@ -291,6 +291,8 @@ class DevFuse:
     def _send(self, worker: Worker, reply: Reply, buffer: CopyBuffer | None = None) -> None:
         """Send one reply; a body that cannot be had becomes EIO."""
         body = reply.body
+        if reply.store is not None:
+            self._store(worker, reply, buffer or worker.copy)
         try:
             if not isinstance(body, FileBody):
                 if body:
@@ -301,6 +303,18 @@ class DevFuse:
                 self._copied(worker, reply, body, buffer or worker.copy)
         except OSError as error:
             self._not_sent(worker, reply, error)
+
+    def _store(self, worker: Worker, reply: Reply, buffer: CopyBuffer) -> None:
+        """Put the content of a file that is about to be opened into the kernel's cache."""
+        body = reply.store
+        assert body is not None
+        try:
+            if isinstance(body, FileBody):
+                os.write(worker.fd, buffer.fill(reply.store_head(body.length), body))
+            else:
+                os.writev(worker.fd, (reply.store_head(len(body)), body))
+        except OSError as error:
+            _log.debug("storing what is opened: %s", error)
 
     def _copied(self, worker: Worker, reply: Reply, body: FileBody, buffer: CopyBuffer) -> None:
         try:
