@@ -2,7 +2,8 @@
 """Starting a server: a fresh interpreter in namespaces of its own, with one socket.
 
 The server is executed, never forked from this process's memory. It gets an empty environment, and
-of descriptors the null device as standard streams and its socket as number 3. It finds the modules
+of descriptors the null device as standard streams, its socket as number 3 and perhaps that of the
+opener as number 4. It finds the modules
 of penstock where this process found them.
 
 As root it is started with two ids in its user namespace: root's, which reads the interpreter's
@@ -35,7 +36,7 @@ from penstock.sys.tree import open_unchangeable
 if TYPE_CHECKING:
     from penstock.broker.channel import Channel
 
-__all__ = ["Launched", "ServerKind", "launch", "stay_in_memory"]
+__all__ = ["Launched", "ServerKind", "launch", "opens_by_handle", "stay_in_memory"]
 
 _NEW: Final = CloneFlag.NEWUSER | CloneFlag.NEWPID
 _FORBIDDEN: Final = frozenset({errno.EPERM, errno.ENOSPC, errno.EINVAL, errno.EACCES, errno.EUSERS})
@@ -72,6 +73,8 @@ class Launched(NamedTuple):
     """Owned by whoever got this; readable once the process has ended."""
     channel: Channel
     """This side's end; does not block."""
+    handles: socket.socket | None = None
+    """Where a mirror's server of root asks for files by handle: the end for the opener."""
 
 
 def stay_in_memory() -> None:
@@ -97,25 +100,38 @@ def launch(kind: ServerKind = ServerKind.IMAGE, *, max_fds: int = 0) -> Launched
     Raises:
         OSError: it cannot be started.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    pair = socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
+    ours, theirs = socket.socketpair(*pair)
+    handles, asking = socket.socketpair(*pair) if opens_by_handle(kind) else (None, None)
     null = open_unchangeable(os.devnull, os.O_RDWR)
     try:
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         # Now, so that no message can come without its sender.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        started = _start([null, null, null, theirs.fileno()], kind)
+        sockets = [sock.fileno() for sock in (theirs, asking) if sock is not None]
+        started = _start([null, null, null, *sockets], kind)
     except BaseException:
         ours.close()
+        if handles is not None:
+            handles.close()
         raise
     finally:
         theirs.close()
+        if asking is not None:
+            asking.close()
         os.close(null)
     # Only now: the server is importing the same at this very moment.
     from penstock.broker.channel import Channel  # noqa: PLC0415
 
     ours.setblocking(False)
-    return Launched(*started, Channel(ours, sender=started.pid, max_fds=max_fds))
+    return Launched(*started, Channel(ours, sender=started.pid, max_fds=max_fds), handles)
+
+
+def opens_by_handle(kind: ServerKind) -> bool:
+    """Whether such a server, started by this user, has files opened by handle for it; it then has
+    the socket for that as number 4."""
+    return kind.is_mirror and os.geteuid() == 0
 
 
 def _start(fds: list[int], kind: ServerKind) -> Spawned:

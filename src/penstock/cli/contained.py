@@ -65,6 +65,8 @@ def serve_contained(
             end = stack.enter_context(ending())
             keeper = stack.enter_context(Keeper.start())
             directory = _directory(arguments.source, options, stack) if tree else None
+            if directory is not None:
+                _start_opener(directory, launched, stack)
             broker = stack.enter_context(
                 Broker(arguments.mountpoint, options, profile, launched, containment, directory)
             )
@@ -111,6 +113,17 @@ def _directory(source: str, options: MountOptions, stack: contextlib.ExitStack) 
     from penstock.cli.trees import opened_tree
 
     return stack.enter_context(opened_tree(source, read_only=options.read_only))
+
+
+def _start_opener(
+    directory: int, launched: Sequence[Launched], stack: contextlib.ExitStack
+) -> None:
+    """Have files opened by handle for a server that may not do it itself."""
+    from penstock.broker.opener import Opener
+
+    for server in launched:
+        if server.handles is not None:
+            stack.enter_context(Opener.start(directory, server.handles))
 
 
 def _source(

@@ -6,7 +6,9 @@ files beneath a directory. A filter sees no paths: that they lead nowhere else i
 as root, for the empty root directory. What works on a descriptor works on any that it holds, so it
 is given none whose node could be changed (:mod:`penstock.sys.tree`).
 
-An ordinary user's server never changes its identity, and opens nothing by handle.
+An ordinary user's server never changes its identity. None opens anything by handle: with the
+capability that this takes every file of the filesystem can be opened, past Landlock too
+(:mod:`penstock.broker.opener` says how, and does it instead).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from penstock.contain.filter import EPERM, Argument, Entry, each
+from penstock.contain.filter import Argument, Entry, each
 from penstock.contain.imagecalls import ALLOWED, KILLED, REFUSED
 
 __all__ = ["MIRROR_CALLS", "OF_A_USER_CALLS"]
@@ -55,6 +57,11 @@ _FILES: Final = (
     ),
     *each("flock", "locks of whole files, on behalf of their owners"),
     *each("capget", "which rights it has, so what it can promise"),
+    *each(
+        "name_to_handle_at",
+        "what tells an inode from another; it opens nothing: that the opener does, beneath the "
+        "directory (open_by_handle_at is killed: it would open any file of the filesystem)",
+    ),
     *each("umask", "modes of new files come from the kernel as they are to be"),
     Entry(
         "ioctl",
@@ -84,19 +91,9 @@ _FILES: Final = (
 
 _FOR_OTHERS: Final = (
     *each(
-        "name_to_handle_at open_by_handle_at",
-        "inodes are known by handles; one of a file outside the directory is refused (ESTALE, or "
-        "by Landlock)",
-    ),
-    *each(
         "setfsuid setfsgid setgroups capset",
         "what a caller makes is made as that caller; no capability comes back but a permitted one",
     ),
-)
-
-_FOR_ITSELF: Final = (
-    *each("name_to_handle_at", "whether a name still is the inode that it was; opens nothing"),
-    *each("open_by_handle_at", "tried once; it takes a capability that users have not", EPERM),
 )
 
 
@@ -113,5 +110,5 @@ def _table(added: Iterable[Entry]) -> tuple[Entry, ...]:
 
 MIRROR_CALLS: Final = _table((*_FILES, *_FOR_OTHERS))
 """As root, for many users."""
-OF_A_USER_CALLS: Final = _table((*_FILES, *_FOR_ITSELF))
+OF_A_USER_CALLS: Final = _table(_FILES)
 """As an ordinary user, with that user's rights."""

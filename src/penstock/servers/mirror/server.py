@@ -13,8 +13,9 @@ from penstock.servers.mirror.locks import LockOperations
 from penstock.servers.mirror.names import NameOperations
 from penstock.servers.mirror.options import MirrorOptions
 from penstock.servers.mirror.rights import powers
-from penstock.servers.mirror.source import Source
+from penstock.servers.mirror.source import OpenHandle, Source
 from penstock.servers.mirror.xattrs import XattrOperations
+from penstock.sys.handles import open_handle
 
 __all__ = ["MirrorServer", "open_mirror"]
 
@@ -44,7 +45,13 @@ class MirrorServer(NameOperations, DirectoryOperations, XattrOperations, LockOpe
         super().destroy()
 
 
-def open_mirror(root: int, options: MirrorOptions, *, handles: bool = True) -> Server:
+def open_mirror(
+    root: int,
+    options: MirrorOptions,
+    *,
+    handles: bool = True,
+    open_handle: OpenHandle = open_handle,
+) -> Server:
     """Serve a directory.
 
     The process's umask becomes 0, so that modes and default ACLs come out as the callers mean them.
@@ -54,11 +61,12 @@ def open_mirror(root: int, options: MirrorOptions, *, handles: bool = True) -> S
             lives. As root: of a private clone of the mount it lies in.
         options: see there.
         handles: False: find inodes by parent and name even where file handles are to be had.
+        open_handle: opens a file by its handle; by default the system call does.
 
     Raises:
         OSError: ENOTDIR; the directory cannot be read.
     """
-    source = Source(root, handles=handles)
+    source = Source(root, handles=handles, open_handle=open_handle)
     os.umask(0)
     operations = MirrorServer(source, options, powers())
     found = os.fstatvfs(root)

@@ -23,6 +23,7 @@ import errno
 import os
 import resource
 import stat
+from collections.abc import Callable
 from typing import Final
 
 from penstock.fs import ROOT, FsError, NodeId
@@ -31,7 +32,10 @@ from penstock.servers.mirror.nodes import NO_HANDLE, NodeTable, handle_names, pa
 from penstock.sys.atcalls import MOUNT_ROOT, StatxTuple, look, openat_beneath, statx
 from penstock.sys.handles import encode_handle, open_handle
 
-__all__ = ["Source"]
+__all__ = ["OpenHandle", "Source"]
+
+OpenHandle = Callable[[int, bytes, int], int]
+""":func:`penstock.sys.handles.open_handle`, or something that does the same."""
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -48,10 +52,14 @@ class Source:
     Args:
         root: descriptor of the directory; stays the caller's.
         handles: whether to try file handles.
+        open_handle: opens one; in a sandbox somebody else does, who is asked.
     """
 
-    def __init__(self, root: int, *, handles: bool = True) -> None:
+    def __init__(
+        self, root: int, *, handles: bool = True, open_handle: OpenHandle = open_handle
+    ) -> None:
         self.root = root
+        self._open_handle = open_handle
         found = statx(root)
         if not stat.S_ISDIR(found[_MODE]):
             raise FsError(errno.ENOTDIR, "the source is no directory")
@@ -79,7 +87,7 @@ class Source:
         """Why handles cannot be used, empty if they can."""
         try:
             handle = encode_handle(self.root, b".")
-            os.close(open_handle(self.root, handle, os.O_PATH | os.O_DIRECTORY))
+            os.close(self._open_handle(self.root, handle, os.O_PATH | os.O_DIRECTORY))
         except OSError as error:
             return error.strerror or str(error)
         return ""
@@ -238,15 +246,15 @@ class Source:
         held = self.directories.get(nodeid) or self.removed.get(nodeid)
         if held is not None:
             return openat_beneath(held.fd, b".", flags)
-        if not self.why_no_handles:
-            place = None if looked else self.by_name(nodeid)
-            handle = parts(self.nodes.record(nodeid))[2]
+        if not looked:
             try:
-                return self._opened_by_handle(handle, flags)
+                return self._open_by_name(nodeid, flags)
             except OSError as error:
-                if error.errno != errno.ESTALE or place is None:
+                if error.errno != errno.ESTALE or self.why_no_handles:
                     raise
-        return self._open_by_name(nodeid, flags)
+        if self.why_no_handles:
+            raise FsError(errno.ESTALE, f"node {nodeid} is not where it was last seen")
+        return self._opened_by_handle(parts(self.nodes.record(nodeid))[2], flags)
 
     def _open_by_name(self, nodeid: int, flags: int) -> int:
         place = self.by_name(nodeid)
@@ -272,12 +280,12 @@ class Source:
 
     def _opened_by_handle(self, handle: bytes, flags: int) -> int:
         try:
-            return open_handle(self.root, handle, flags)
+            return self._open_handle(self.root, handle, flags)
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
             self.directories.drop_half()
-            return open_handle(self.root, handle, flags)
+            return self._open_handle(self.root, handle, flags)
 
     def forget(self, nodeid: NodeId) -> None:
         """The kernel knows a node no more."""
