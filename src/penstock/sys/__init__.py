@@ -9,8 +9,9 @@ tells who else may write to an image, ``notify.py`` speaks to the service manage
 tells what only a try can. ``namespaces.py``, ``capabilities.py``, ``landlock.py`` and
 ``seccomp.py`` are what a process takes from itself, ``memory.py`` says how malloc takes memory,
 ``credentials.py`` is whom a thread uses files as, ``fsids.py`` changes it often; ``atcalls.py``,
-``xattrat.py``, ``handles.py`` and ``listing.py`` are a file server's hot path; ``beneath.py`` opens what lies below a directory
-and nothing else, ``reasons.py`` has the words for errors. Each is imported by who needs it.
+``xattrat.py``, ``handles.py`` and ``listing.py`` are a file server's hot path, on ``rawcalls.py``;
+``beneath.py`` opens what lies below a directory and nothing else, ``reasons.py`` has the words for
+errors. Each is imported by who needs it.
 """
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "notify",
     "probe",
     "process",
+    "rawcalls",
     "reasons",
     "seccomp",
     "spawn",

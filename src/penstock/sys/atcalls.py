@@ -19,10 +19,10 @@ import errno
 import os
 import struct
 import threading
-from ctypes import c_char_p, c_int, c_uint, c_void_p
-from typing import Any, Final, TypeAlias
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_void_p
+from typing import Final, TypeAlias
 
-from penstock.sys.libc import call, libc, syscall
+from penstock.sys.rawcalls import failed, get_errno, prototype, raw
 
 __all__ = [
     "MOUNT_ROOT",
@@ -71,21 +71,14 @@ _NO_AUTOMOUNT: Final = 0x800
 _AS_NAMED: Final = _NOFOLLOW | _NO_AUTOMOUNT
 _ITSELF: Final = _EMPTY_PATH | _NO_AUTOMOUNT
 
-_get_errno: Final = ctypes.get_errno
-
-
-def _function(name: str, *argtypes: Any) -> Any:
-    """A prototype of one's own: ``libc[name]`` makes a new object each time."""
-    function = libc[name]
-    function.argtypes = argtypes
-    return function
-
-
-_statx: Final = _function("statx", c_int, c_char_p, c_int, c_uint, c_void_p)
-_renameat2: Final = _function("renameat2", c_int, c_char_p, c_int, c_char_p, c_uint)
-_linkat: Final = _function("linkat", c_int, c_char_p, c_int, c_char_p, c_int)
-_fchownat: Final = _function("fchownat", c_int, c_char_p, c_uint, c_uint, c_int)
-_utimensat: Final = _function("utimensat", c_int, c_char_p, c_char_p, c_int)
+_statx: Final = prototype("statx", c_int, c_char_p, c_int, c_uint, c_void_p)
+_renameat2: Final = prototype("renameat2", c_int, c_char_p, c_int, c_char_p, c_uint)
+_linkat: Final = prototype("linkat", c_int, c_char_p, c_int, c_char_p, c_int)
+_fchownat: Final = prototype("fchownat", c_int, c_char_p, c_uint, c_uint, c_int)
+_utimensat: Final = prototype("utimensat", c_int, c_char_p, c_char_p, c_int)
+_openat2: Final = raw("openat2", c_int, c_char_p, c_char_p, c_size_t)
+_fchmodat2: Final = raw("fchmodat2", c_int, c_char_p, c_uint, c_uint)
+_syncfs: Final = prototype("syncfs", c_int)
 
 
 class _Buffer(threading.local):
@@ -98,11 +91,6 @@ class _Buffer(threading.local):
 _buffer: Final = _Buffer()
 
 
-def _failed(name: str, path: bytes = b"") -> OSError:
-    code = _get_errno()
-    return OSError(code, f"{name}: {os.strerror(code)}", os.fsdecode(path) if path else None)
-
-
 def statx(fd: int, name: bytes = b"") -> StatxTuple:
     """statx(2) of what ``name`` is in the directory ``fd``, never of what a symlink means.
 
@@ -111,7 +99,7 @@ def statx(fd: int, name: bytes = b"") -> StatxTuple:
     """
     buffer = _buffer.statx
     if _statx(fd, name, _AS_NAMED if name else _ITSELF, _WANTED, buffer):
-        raise _failed("statx", name)
+        raise failed("statx", name)
     return _STATX(buffer)  # type: ignore[return-value]
 
 
@@ -119,9 +107,9 @@ def look(fd: int, name: bytes) -> StatxTuple | None:
     """As :func:`statx`; None if there is no such name."""
     buffer = _buffer.statx
     if _statx(fd, name, _AS_NAMED, _WANTED, buffer):
-        if _get_errno() == errno.ENOENT:
+        if get_errno() == errno.ENOENT:
             return None
-        raise _failed("statx", name)
+        raise failed("statx", name)
     return _STATX(buffer)  # type: ignore[return-value]
 
 
@@ -134,36 +122,35 @@ def openat_beneath(fd: int, name: bytes, flags: int, mode: int = 0) -> int:
         OSError: EXDEV where it would lead into another mount, ELOOP, and open(2)'s.
     """
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC
-    how = _OPEN_HOW.pack(flags, mode, _RESOLVE)
-    try:
-        return syscall("openat2", fd, name, how, len(how))
-    except OSError as error:
-        if error.errno != errno.ENOSYS or b"/" in name or name == b"..":
-            raise
+    opened = _openat2(fd, name, _OPEN_HOW.pack(flags, mode, _RESOLVE), _OPEN_HOW.size)
+    if opened >= 0:
+        return opened
+    if get_errno() != errno.ENOSYS or b"/" in name or name == b"..":
+        raise failed("openat2", name)
     return os.open(name, flags, mode, dir_fd=fd)
 
 
 def renameat2(old: int, name: bytes, new: int, newname: bytes, flags: int) -> None:
     """renameat2(2): RENAME_NOREPLACE 1, EXCHANGE 2, WHITEOUT 4."""
     if _renameat2(old, name, new, newname, flags):
-        raise _failed("renameat2", newname)
+        raise failed("renameat2", newname)
 
 
 def link_fd(fd: int, new: int, newname: bytes) -> None:
     """Give an open file a name, be it its first."""
     if _linkat(fd, b"", new, newname, _EMPTY_PATH):
-        code = _get_errno()
+        code = get_errno()
         if code != errno.ENOENT:
-            raise _failed("linkat", newname)
+            raise failed("linkat", newname)
         # No right to link a descriptor as such. Where /proc is to be seen, its links do.
         if _linkat(-100, b"/proc/self/fd/%d" % fd, new, newname, 0x400):
-            raise _failed("linkat", newname)
+            raise failed("linkat", newname)
 
 
 def chown_fd(fd: int, user: int, group: int) -> None:
     """fchownat(2) of the file itself; -1 leaves an id."""
     if _fchownat(fd, b"", user & 0xFFFF_FFFF, group & 0xFFFF_FFFF, _EMPTY_PATH):
-        raise _failed("fchownat")
+        raise failed("fchownat")
 
 
 def chmod_fd(fd: int, mode: int) -> None:
@@ -172,20 +159,24 @@ def chmod_fd(fd: int, mode: int) -> None:
     Raises:
         OSError: EOPNOTSUPP for a symlink; ENOSYS for O_PATH before Linux 6.6.
     """
-    try:
-        os.fchmod(fd, mode)
-    except OSError as error:
-        if error.errno != errno.EBADF:
-            raise
-        syscall("fchmodat2", fd, b"", mode, _EMPTY_PATH)
+    if _fchmodat2(fd, b"", mode, _EMPTY_PATH):
+        if get_errno() != errno.ENOSYS:
+            raise failed("fchmodat2")
+        try:
+            os.fchmod(fd, mode)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            raise OSError(errno.ENOSYS, "fchmodat2: a kernel before Linux 6.6") from None
 
 
 def utimens_fd(fd: int, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
     """utimensat(2) of the file itself: (seconds, nanoseconds, or NOW or OMIT) each."""
     if _utimensat(fd, b"", _TIMES.pack(*atime, *mtime), _EMPTY_PATH):
-        raise _failed("utimensat")
+        raise failed("utimensat")
 
 
 def syncfs(fd: int) -> None:
     """syncfs(2): make durable all of the filesystem that an open file lies in."""
-    call("syncfs", fd)
+    if _syncfs(fd):
+        raise failed("syncfs")

@@ -11,17 +11,15 @@ Facts about setfsuid(2) (beside those of :mod:`penstock.sys.credentials`)
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
 import struct
 import threading
-from ctypes import c_char_p, c_uint
-from typing import Any, Final
+from ctypes import c_char_p, c_long, c_uint
+from typing import Final
 
 from penstock.abi.capability import CAPABILITY_VERSION_3
 from penstock.sys.capabilities import effective
-from penstock.sys.libc import libc, syscall
+from penstock.sys.rawcalls import failed, prototype, raw
 
 __all__ = ["FileIdentity"]
 
@@ -30,15 +28,10 @@ _HEADER: Final = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
 _DATA: Final = struct.Struct("=6I")
 
 
-def _function(name: str, *argtypes: Any) -> Any:
-    function = libc[name]
-    function.argtypes = argtypes
-    return function
-
-
-_setfsuid: Final = _function("setfsuid", c_uint)
-_setfsgid: Final = _function("setfsgid", c_uint)
-_capset: Final = _function("capset", c_char_p, c_char_p)
+_setfsuid: Final = prototype("setfsuid", c_uint)
+_setfsgid: Final = prototype("setfsgid", c_uint)
+_capset: Final = prototype("capset", c_char_p, c_char_p)
+_setgroups: Final = raw("setgroups", c_long, c_char_p)
 
 
 class FileIdentity(threading.local):
@@ -69,8 +62,7 @@ class FileIdentity(threading.local):
             _setfsuid(user)
             self.user = _setfsuid(_NO_ID) & 0xFFFF_FFFF
             if before == 0 and self.user and _capset(_HEADER, self._data):
-                code = ctypes.get_errno()
-                raise OSError(code, f"capset: {os.strerror(code)}")
+                raise failed("capset")
         if self.user != user or self.group != group:
             code = errno.EINVAL if _NO_ID in {user, group} else errno.EPERM
             raise OSError(code, f"setfsuid: cannot be user {user}, group {group}")
@@ -78,6 +70,6 @@ class FileIdentity(threading.local):
     def join(self, groups: tuple[int, ...]) -> None:
         """Have these supplementary groups and no others. Raises EPERM."""
         if groups != self.groups:
-            packed = struct.pack(f"={len(groups)}I", *groups)
-            syscall("setgroups", len(groups), packed or None)
+            if _setgroups(len(groups), struct.pack(f"={len(groups)}I", *groups) or None):
+                raise failed("setgroups")
             self.groups = groups

@@ -24,9 +24,9 @@ import os
 import struct
 import threading
 from ctypes import c_char_p, c_int, c_void_p
-from typing import Any, Final
+from typing import Final
 
-from penstock.sys.libc import libc
+from penstock.sys.rawcalls import failed, prototype
 
 __all__ = ["CONNECTABLE", "encode_handle", "encode_own_handle", "open_handle"]
 
@@ -36,19 +36,10 @@ _MOST: Final = 128
 _HEAD: Final = 8
 _LENGTH: Final = struct.Struct("=I")
 _set_length: Final = _LENGTH.pack_into
-_get_errno: Final = ctypes.get_errno
-
-
-def _function(name: str, *argtypes: Any) -> Any:
-    function = libc[name]
-    function.argtypes = argtypes
-    return function
-
-
-_name_to_handle_at: Final = _function(
+_name_to_handle_at: Final = prototype(
     "name_to_handle_at", c_int, c_char_p, c_void_p, c_void_p, c_int
 )
-_open_by_handle_at: Final = _function("open_by_handle_at", c_int, c_char_p, c_int)
+_open_by_handle_at: Final = prototype("open_by_handle_at", c_int, c_char_p, c_int)
 
 
 class _Buffer(threading.local):
@@ -65,8 +56,7 @@ def _encode(fd: int, name: bytes, flags: int) -> bytes:
     buffer = _buffer.handle
     _set_length(buffer, 0, _MOST)
     if _name_to_handle_at(fd, name, buffer, _buffer.mount_address, flags):
-        code = _get_errno()
-        raise OSError(code, f"name_to_handle_at: {os.strerror(code)}", os.fsdecode(name))
+        raise failed("name_to_handle_at", name)
     return buffer[: _HEAD + buffer[0][0]]
 
 
@@ -100,6 +90,5 @@ def open_handle(mount: int, handle: bytes, flags: int) -> int:
         raise OSError(errno.EINVAL, f"{len(handle)} bytes are no file handle")
     fd = _open_by_handle_at(mount, handle, flags | os.O_CLOEXEC)
     if fd < 0:
-        code = _get_errno()
-        raise OSError(code, f"open_by_handle_at: {os.strerror(code)}")
-    return int(fd)
+        raise failed("open_by_handle_at")
+    return fd

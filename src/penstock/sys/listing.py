@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
 import threading
 from ctypes import c_int, c_size_t, c_ssize_t, c_void_p
-from typing import Any, Final
+from typing import Final
 
-from penstock.sys.libc import libc
+from penstock.sys.rawcalls import failed, prototype
 
 __all__ = ["read_directory"]
 
@@ -19,14 +18,7 @@ _HEAD: Final = 19
 _RECORD: Final = struct.Struct("<QQHB").unpack_from
 
 
-def _prototype() -> Any:
-    function = libc["getdents64"]
-    function.argtypes = (c_int, c_void_p, c_size_t)
-    function.restype = c_ssize_t
-    return function
-
-
-_getdents64: Final = _prototype()
+_getdents64: Final = prototype("getdents64", c_int, c_void_p, c_size_t, restype=c_ssize_t)
 
 
 class _Buffer(threading.local):
@@ -47,8 +39,7 @@ def read_directory(fd: int) -> list[tuple[bytes, int, int, int]]:
     room = _buffer.room
     filled = _getdents64(fd, room, _SIZE)
     if filled < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"getdents64: {os.strerror(code)}")
+        raise failed("getdents64")
     data = ctypes.string_at(room, filled)
     find = data.index
     entries: list[tuple[bytes, int, int, int]] = []

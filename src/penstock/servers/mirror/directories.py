@@ -53,7 +53,9 @@ class DirectoryOperations(State):
         self._closed(fh)
 
     def fsyncdir(self, ctx: Context, nodeid: NodeId, fh: FileHandle, datasync: bool) -> None:
-        os.fsync(self._fd(fh).fd)
+        held = self._fd(fh)
+        self._slow()
+        os.fsync(held.fd)
 
     def readdir(
         self, ctx: Context, nodeid: NodeId, fh: FileHandle, offset: int
@@ -125,4 +127,5 @@ class DirectoryOperations(State):
         return self._source.stat(ROOT)[7]
 
     def syncfs(self, ctx: Context, nodeid: NodeId) -> None:
+        self._slow()
         syncfs(self._source.root)

@@ -12,6 +12,8 @@ Facts
       (Linux 6.9) say it per call; where the latter is missing no descriptor has O_APPEND.
     - A file that is unlinked while the kernel carries its data has no way back to it but a
       descriptor, opened before its name goes.
+    - Where the kernel carries a file's data it writes as nobody, and so takes set-ID bits from it
+      whoever writes. Files that have such bits are therefore not given to it.
     - Whoever is told KEEP_CACHE keeps pages from the last time the file was open. It is said only
       if size, mtime and ctime are what they were then.
 """
@@ -65,6 +67,8 @@ _COPY_MOST: Final = 64 << 20
 _FICLONERANGE: Final = 0x4020_940D
 _CLONE: Final = struct.Struct("=qQQQ")
 _NO_CLONE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
+
+_SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 
 _IOCTLS: Final = {
     0x8008_6601: 4,  # FS_IOC_GETFLAGS
@@ -135,7 +139,8 @@ class FileOperations(AttributeOperations):
         flags = self._open_flags
         if self._auto_cache and self._unchanged(node.nodeid, found):
             flags |= _KEEP_CACHE
-        return OpenReply(self._opened(node), flags, 0, WholeFile(Backing(fd), found[8]))
+        whole = None if found[6] & _SET_ID else WholeFile(Backing(fd), found[8])
+        return OpenReply(self._opened(node), flags, 0, whole)
 
     def _unchanged(self, nodeid: int, found: StatxTuple) -> bool:
         now = found[8], *found[15:19]
@@ -218,6 +223,7 @@ class FileOperations(AttributeOperations):
 
     def fsync(self, ctx: Context, nodeid: NodeId, fh: FileHandle, datasync: bool) -> None:
         held = self._fd(fh)
+        self._slow()
         if datasync:
             os.fdatasync(held.fd)
         else:
@@ -230,6 +236,7 @@ class FileOperations(AttributeOperations):
         self._act_as(ctx)
         if ctx.uid:
             self._clear_set_id(held.fd)
+        self._slow()
         fallocate(held.fd, mode, offset, length)
 
     def lseek(self, ctx: Context, nodeid: NodeId, fh: FileHandle, offset: int, whence: int) -> int:
@@ -251,6 +258,7 @@ class FileOperations(AttributeOperations):
             raise FsError(errno.EINVAL, f"copy_file_range flags {flags:#x}")
         source, target = self._fd(fh_in), self._fd(fh_out)
         self._act_as(ctx)
+        self._slow()
         if ctx.uid:
             self._clear_set_id(target.fd)
         if not self._no_clone:

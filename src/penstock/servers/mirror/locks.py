@@ -28,7 +28,7 @@ import struct
 import threading
 from typing import Final, NamedTuple
 
-from penstock.fs import Answer, Context, FileHandle, FsError, Lock, NodeId, Pending
+from penstock.fs import Answer, Connection, Context, FileHandle, FsError, Lock, NodeId, Pending
 from penstock.servers.mirror.descriptors import Held
 from penstock.servers.mirror.options import MirrorOptions
 from penstock.servers.mirror.ranges import Range, Ranges
@@ -100,7 +100,14 @@ class LockOperations(State):
         self._holders: dict[_Key, _Holder] = {}
         self._waiters: list[_Waiter] = []
         self._unlocked = False
+        self._ended = False
         self._retrier: threading.Thread | None = None
+
+    def init(self, connection: Connection) -> None:
+        super().init(connection)
+        if self._options.locks:
+            with self._locks, contextlib.suppress(RuntimeError):  # started when it is needed, then
+                self._start()
 
     # Operations
 
@@ -179,7 +186,8 @@ class LockOperations(State):
         with self._locks:
             waiters, self._waiters = self._waiters, []
             self._holders.clear()
-            thread = self._retrier
+            self._ended = True
+            thread, self._retrier = self._retrier, None
             self._locks.notify_all()
         for waiter in waiters:
             waiter.fail(errno.ENODEV)
@@ -247,16 +255,21 @@ class LockOperations(State):
     def _wait(self, waiter: _Waiter) -> _Waiter:
         if len(self._waiters) >= _MOST_WAITING:
             raise FsError(errno.ENOLCK, f"{_MOST_WAITING} requests wait for locks")
-        if self._retrier is None:
-            self._retrier = threading.Thread(target=self._retry, name="penstock-locks", daemon=True)
-            try:
-                self._retrier.start()
-            except RuntimeError:
-                self._retrier = None
-                raise FsError(errno.ENOLCK, "no thread can be started to wait") from None
+        try:
+            self._start()
+        except RuntimeError:
+            raise FsError(errno.ENOLCK, "no thread can be started to wait") from None
         self._waiters.append(waiter)
         self._locks.notify_all()
         return waiter
+
+    def _start(self) -> None:
+        """Have the thread. It is started early: a sandbox allows none later."""
+        if self._retrier is not None:
+            return
+        thread = threading.Thread(target=self._retry, name="penstock-locks", daemon=True)
+        thread.start()
+        self._retrier = thread
 
     def _deadlock(self, key: _Key, lock: Lock) -> bool:
         """Whether somebody whom this owner would wait for waits for it already."""
@@ -292,9 +305,11 @@ class LockOperations(State):
         while True:
             answers: list[tuple[_Waiter, OSError | None]] = []
             with self._locks:
-                if not self._waiters:
-                    self._retrier = None
-                    return
+                while not self._waiters:
+                    if self._ended:
+                        return
+                    delay = _FIRST_DELAY
+                    self._locks.wait()
                 self._unlocked = False
                 for waiter in list(self._waiters):
                     try:

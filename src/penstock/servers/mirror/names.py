@@ -30,7 +30,7 @@ from penstock.servers.mirror.nodes import birth_of, generation_of, pack, parts
 from penstock.servers.mirror.state import OpenNode
 from penstock.sys.atcalls import StatxTuple, link_fd, renameat2, statx
 from penstock.sys.handles import encode_own_handle
-from penstock.sys.xattrat import getxattrat
+from penstock.sys.xattrat import has_xattrat
 
 __all__ = ["NameOperations"]
 
@@ -193,15 +193,12 @@ class NameOperations(FileOperations):
     def _has_default_acl(self, directory: int) -> bool:
         if self._no_acls:
             return False
-        try:
-            getxattrat(directory, b".", _DEFAULT_ACL)
-        except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                self._no_acls = True
-            elif error.errno == errno.ENOSYS:
-                return self._has_default_acl_by_opening(directory)
-            return False
-        return True
+        refusal = has_xattrat(directory, b".", _DEFAULT_ACL)
+        if refusal == errno.EOPNOTSUPP:
+            self._no_acls = True
+        elif refusal == errno.ENOSYS:
+            return self._has_default_acl_by_opening(directory)
+        return not refusal
 
     def _has_default_acl_by_opening(self, directory: int) -> bool:
         """Before Linux 6.13."""

@@ -88,9 +88,9 @@ SYSTEM_CALLS: Final = (
     "fdatasync", "fgetxattr", "flistxattr", "flock", "fremovexattr", "fsetxattr", "fstatfs",
     "fsync", "ftruncate", "getdents64", "getxattrat", "ioctl", "linkat", "listxattrat", "lseek",
     "mkdirat", "mknodat", "name_to_handle_at", "newfstatat", "open_by_handle_at", "openat",
-    "openat2", "pwrite64", "pwritev2", "readlinkat", "removexattrat", "renameat", "renameat2", "setfsgid",
-    "setfsuid", "setgroups", "setxattrat", "statx", "symlinkat", "syncfs", "umask", "unlinkat",
-    "utimensat",
+    "openat2", "pwrite64", "pwritev2", "readlinkat", "removexattrat", "renameat", "renameat2",
+    "setfsgid", "setfsuid", "setgroups", "setxattrat", "statx", "symlinkat", "syncfs",
+    "umask", "unlinkat", "utimensat",
 )  # fmt: skip
 """What the mirror's operations call, beside memory, threads and the transport's own."""
 

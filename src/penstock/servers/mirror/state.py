@@ -194,6 +194,11 @@ class State(Operations):
         if new is not None and new.groups and new.groups != identity.groups:
             identity.join(new.groups)
 
+    def _slow(self) -> None:
+        """What follows may wait for a disk: another worker is to take requests meanwhile."""
+        if self.before_wait is not None:
+            self.before_wait()
+
     # Open files
 
     def _opened(self, node: OpenNode) -> FileHandle:
