@@ -136,12 +136,8 @@ def _lens(passthrough: Finding) -> Finding:
     found = attempt(lens_trial, SECONDS)
     said = found.value or {}
     if said and not said["stage"]:
-        on = (
-            "on loop devices (with O_DIRECT)"
-            if said["loop"]
-            else "on files, without loop devices (no O_DIRECT)"
-        )
-        detail = f"works for images in {said['place']}, {on}; stack depth {said['depth']}"
+        on = "loop devices" if said["loop"] else "files, without loop devices"
+        detail = f"works for images in {said['place']}, on {on}; stack depth {said['depth']}"
         needs = ""
         if said["loop"]:
             needs = f"without loop devices: {_ON_FILES}"
