@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Pending,
         SetAttr,
         StatFs,
+        WholeFile,
     )
     from penstock.serve import Mount, MountOptions, mount, run
 
@@ -71,6 +72,7 @@ __all__ = [
     "Pending",
     "SetAttr",
     "StatFs",
+    "WholeFile",
     "__version__",
     "mount",
     "run",

@@ -18,9 +18,11 @@ import pytest
 from penstock.sys.mountinfo import find_mount
 from penstock.sys.process import process_name
 from tests.support.commands import refused
+from tests.support.ordinary import OrdinaryUser
 from tests.support.requirements import PROJECT
 
 HELLO = PROJECT / "examples" / "hello.py"
+PASSTHROUGH = PROJECT / "examples" / "passthrough.py"
 
 
 def wait_mounted(point: Path, process: subprocess.Popen[bytes]) -> None:
@@ -76,6 +78,92 @@ def test_hello(hello: Path) -> None:
     with pytest.raises(OSError) as refused:
         (hello / "new").mkdir()
     assert refused.value.errno == errno.ENOSYS
+
+
+PASSING = """
+import sys, penstock
+from examples.passthrough import Visible
+class Asked(Visible):
+    def read(self, *words):
+        asked.append("read")
+        return super().read(*words)
+    def write(self, *words):
+        asked.append("write")
+        return super().write(*words)
+asked = []
+mounted = []
+options = penstock.MountOptions(datapath=sys.argv[2])
+penstock.run(Asked(sys.argv[1]), sys.argv[3], options, ready=mounted.append)
+said = mounted[0].statistics().datapath
+print(said.datapath, said.opens.get("passthrough", 0), *sorted(set(asked)))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What the example shows: two files, and three things that it hides."""
+    place = tmp_path / "folder"
+    place.mkdir()
+    (place / "large").write_bytes(bytes(range(256)) * 1024)
+    (place / "small").write_bytes(b"small")
+    (place / ".hidden").write_bytes(b"hidden")
+    (place / "link").symlink_to("small")
+    (place / "directory").mkdir()
+    return place
+
+
+@pytest.mark.requires("root")
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("auto", "passthrough 3 read"),  # the small file is read
+        ("passthrough", "passthrough 4"),
+        ("copy", "copy 0 read write"),
+    ],
+)
+def test_passthrough(tmp_path: Path, folder: Path, word: str, said: str) -> None:
+    point = tmp_path / "mount"
+    point.mkdir()
+    with serving(["-c", PASSING, str(folder), word], point) as process:
+        assert sorted(os.listdir(point)) == ["large", "small"]
+        for name in "large", "small":
+            assert (point / name).read_bytes() == (folder / name).read_bytes()
+            assert (point / name).stat().st_size == (folder / name).stat().st_size
+        for name in ".hidden", "link", "directory", "absent":
+            with pytest.raises(FileNotFoundError):
+                (point / name).stat()
+        with (point / "small").open("ab") as file:
+            file.write(b", and appended to")
+        assert (folder / "small").read_bytes() == b"small, and appended to"
+        assert (point / "small").stat().st_size == 22
+        (point / "large").write_bytes(b"truncated")
+        assert (folder / "large").read_bytes() == b"truncated"
+        with pytest.raises(PermissionError):
+            (point / "small").chmod(0o777)
+        subprocess.run(["umount", str(point)], check=True)
+        assert process.communicate(timeout=20) == (f"{said}\n".encode(), b"")
+        assert process.returncode == 0
+
+
+@pytest.mark.requires("ordinary-user", "fusermount3")
+def test_passthrough_as_an_ordinary_user(
+    ordinary_user: OrdinaryUser, dev_fuse_for_all: None
+) -> None:
+    """Nothing can be registered, and the files can be read and written all the same."""
+    folder, point = ordinary_user.folder("visible"), ordinary_user.folder("visible-mount")
+    code = PASSTHROUGH.read_text(encoding="utf-8")
+    program = ordinary_user.home / "passthrough.py"
+    program.write_text(code, encoding="utf-8")
+    process = ordinary_user.popen([ordinary_user.python, str(program), str(folder), str(point)])
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "mounted\n"
+        copy = "head -c 300000 /dev/zero > $0/f; cmp $0/f $1/f && echo x >> $1/f && cmp $0/f $1/f"
+        done = ordinary_user.run(["sh", "-c", copy, str(folder), str(point)])
+        assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        ordinary_user.run(["fusermount3", "-u", str(point)])
+        assert process.communicate(timeout=20) == ("", "")
 
 
 def test_stats_say_whose_mount_it_is(tmp_path: Path) -> None:
@@ -195,11 +283,15 @@ def test_handlers_are_the_callers_again(tmp_path: Path) -> None:
         (["a", "b"], "usage: hello.py DIR"),
         (["/nowhere"], "hello.py: /nowhere: No such file or directory"),
         ([str(HELLO)], f"hello.py: {HELLO}: Not a directory"),
+        ([str(PASSTHROUGH)], "usage: passthrough.py FOLDER DIR"),
+        ([str(PASSTHROUGH), "/x", "/"], "passthrough.py: /x: No such file or directory"),
+        ([str(PASSTHROUGH), "/", "/x"], "passthrough.py: /x: No such file or directory"),
     ],
 )
 def test_wrong_use_is_one_line(words: list[str], said: str) -> None:
+    program = [] if words[:1] == [str(PASSTHROUGH)] else [str(HELLO)]
     done = subprocess.run(
-        [sys.executable, str(HELLO), *words], capture_output=True, text=True, check=False
+        [sys.executable, *program, *words], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{said}\n")
 
