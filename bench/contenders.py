@@ -15,6 +15,7 @@ __all__ = ["Contender", "image_contenders", "mirror_contenders"]
 
 PENSTOCK = str(Path(sys.executable).parent / "penstock")
 SLOW = 3
+SLOW_SKIPS = frozenset(("million", "small by two"))
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def mirror_contenders() -> tuple[Contender, ...]:
             peers.absence("pyfuse3", peers.PASSTHROUGHFS),
             foreground=True,
             rounds=SLOW,
-            skips=frozenset(("million",)),
+            skips=SLOW_SKIPS,
             version=f"pyfuse3 {peers.PYFUSE3.version}, {libfuse}",
         ),
         Contender(
@@ -131,7 +132,7 @@ def mirror_contenders() -> tuple[Contender, ...]:
             peers.absence("mfusepy", peers.LOOPBACK),
             foreground=True,
             rounds=SLOW,
-            skips=frozenset(("million",)),
+            skips=SLOW_SKIPS,
             environment=library,
             version=f"mfusepy {peers.MFUSEPY.version}, {libfuse}",
         ),
