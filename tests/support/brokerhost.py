@@ -27,7 +27,7 @@ from penstock.broker.launch import Launched
 from penstock.broker.mount import Broker
 from penstock.broker.options import Containment, MountOptions, Source
 from penstock.broker.outcome import ServerFailure
-from penstock.negotiate import When, image_profile
+from penstock.negotiate import image_profile
 
 __all__ = ["Footprint", "Plan", "Told"]
 
@@ -40,14 +40,16 @@ class Plan(NamedTuple):
     Attributes:
         place: the mount point.
         image: the file that the servers are given.
+        tree: the directory that they are given in its place, if files are passed through.
         servers: how many there are.
-        passthrough: whether backing files can be registered.
+        files: what carries whole files: ``lens``, ``passthrough``, or empty: nothing does.
     """
 
     place: str
     image: str
+    tree: str
     servers: int
-    passthrough: bool
+    files: str
 
 
 class Footprint(NamedTuple):
@@ -57,7 +59,7 @@ class Footprint(NamedTuple):
     threads: int
     children: int
     kibibytes: int
-    """Of memory."""
+    """Of memory, at the most so far."""
 
 
 class Told(NamedTuple):
@@ -102,7 +104,7 @@ def footprint() -> Footprint:
         len(os.listdir("/proc/self/fd")),
         threading.active_count(),
         len(children.split()),
-        int(fields["VmRSS"].split()[0]),
+        int(fields["VmHWM"].split()[0]),
     )
 
 
@@ -127,7 +129,7 @@ class _Host:
         ours.setblocking(False)
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 256 * 1024)
         pid = os.posix_spawn("/bin/sleep", ["sleep", "200"], {})
-        channel = Channel(ours, sender=pid, max_fds=int(plan.passthrough))
+        channel = Channel(ours, sender=pid)
         undo.callback(theirs.close)
         return Launched(pid, os.pidfd_open(pid), channel), theirs
 
@@ -149,22 +151,27 @@ class _Host:
         return told
 
     def mount(self, plan: Plan, servers: list[Launched]) -> Told:
-        image = os.open(plan.image, os.O_RDONLY | os.O_CLOEXEC)
-        options = MountOptions(read_only=not plan.passthrough, workers=2)
-        profile = image_profile()
-        if plan.passthrough:
-            profile = profile._replace(has=profile.has | {When.PASSTHROUGH})
+        is_tree = plan.files == "passthrough"
+        place, kind = (plan.tree, os.O_DIRECTORY) if is_tree else (plan.image, 0)
+        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | kind)
+        source = Source(fd, None if is_tree else os.fstat(fd).st_size, "ext4")
+        options = MountOptions(
+            read_only=not is_tree, workers=2, datapath="auto" if plan.files else "copy"
+        )
+        tree = fd if is_tree else None
         try:
-            with Broker(plan.place, options, profile, servers, Containment()) as broker:
+            with Broker(
+                plan.place, options, image_profile(), servers, Containment(), tree
+            ) as broker:
                 self.broker = broker
-                broker.judge(Source(image, os.fstat(image).st_size, "ext4"))
+                broker.judge(source)
                 broker.mount()
                 self.tell("attached", None)
                 return Told("outcome", broker.wait())
         except ServerFailure as failure:
             return Told("failure", (str(failure), failure.code, failure.outcome))
         finally:
-            os.close(image)
+            os.close(fd)
 
     def obey(self, word: str) -> None:
         broker = self.broker

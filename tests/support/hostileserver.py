@@ -20,7 +20,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -45,6 +45,7 @@ from penstock.broker.protocol import (
     Serving,
     State,
     Statistics,
+    Tree,
     Welcome,
     decode,
     encode,
@@ -52,6 +53,7 @@ from penstock.broker.protocol import (
 from penstock.broker.statistics import ServerStatistics
 from penstock.sys.mountinfo import find_mount
 from tests.support.brokerhost import Footprint, Plan, Told
+from tests.support.hostileregistry import Known, Registry, send_as
 from tests.support.requirements import PROJECT
 
 __all__ = ["LAYERS", "SIZE", "Counted", "Host", "Play", "Server"]
@@ -73,6 +75,8 @@ class Counted(NamedTuple):
     mounts: int = 0
     attached: int = 0
     violations: int = 0
+    registry: int = 0
+    """Of the messages, those to the registry."""
 
 
 class Server:
@@ -82,6 +86,7 @@ class Server:
         ready: what it has said of the image.
         asked: GET_STATISTICS that it has not answered.
         serial: of the last one.
+        registry: its end of the registry's socket, once it has one.
     """
 
     def __init__(self, sock: socket.socket, pid: int, broker: int) -> None:
@@ -92,6 +97,7 @@ class Server:
         self.ready: Ready | None = None
         self.asked = 0
         self.serial = 0
+        self.registry: Registry | None = None
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_SECONDS), 0))
 
     def send(self, packet: bytes, fds: Sequence[int] = (), pid: int = 0) -> bool:
@@ -100,18 +106,13 @@ class Server:
         Raises:
             PermissionError: no descriptors are wanted.
         """
-        credentials = struct.pack("=iII", pid or self.pid, 0, 0)
-        ancillary: list[tuple[int, int, bytes]] = [
-            (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)
-        ]
-        if fds:
-            rights = array.array("i", fds).tobytes()
-            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
-        try:
-            self.sock.sendmsg([packet], ancillary)
-        except (ConnectionError, ProcessLookupError):  # the broker has killed it
-            return False
-        return True
+        return send_as(self.sock, pid or self.pid, packet, fds)
+
+    def close(self) -> None:
+        """Close its ends."""
+        self.sock.close()
+        if self.registry is not None:
+            self.registry.sock.close()
 
     def receive(self) -> Message | None:
         """The next message of the broker's; None if there is none."""
@@ -192,14 +193,17 @@ class Play:
     Args:
         place: the mount point.
         image: the image, of :data:`SIZE` bytes.
+        tree: the directory.
     """
 
-    def __init__(self, place: Path, image: Path) -> None:
+    def __init__(self, place: Path, image: Path, tree: Path) -> None:
         self.host = Host()
         self.place = place
         self.image = image
+        self.tree = tree
+        self.known = Known("", 1, 0)
         self.servers: list[Server] = []
-        self.passthrough = False
+        self.files = ""
         self.attached = False
         self.counted = Counted()
         self.heard: list[Message] = []
@@ -219,6 +223,11 @@ class Play:
         """Whether there is a mount, or one being made."""
         return bool(self.servers)
 
+    @property
+    def has_registry(self) -> bool:
+        """Whether there is a mount whose servers can register files."""
+        return self.running and all(server.registry is not None for server in self.servers)
+
     def _count(self, **more: int) -> None:
         now = {name: getattr(self.counted, name) + number for name, number in more.items()}
         self.counted = self.counted._replace(**now)
@@ -227,11 +236,12 @@ class Play:
         """A descriptor that stays open."""
         return self._file
 
-    def begin(self, servers: int, passthrough: bool) -> None:
+    def begin(self, servers: int, files: str = "") -> None:
         """Begin a mount."""
-        self.passthrough = passthrough
+        self.files = files
         self.attached = False
-        plan = Plan(str(self.place), str(self.image), servers, passthrough)
+        plan = Plan(str(self.place), str(self.image), str(self.tree), servers, files)
+        self.known = Known(files, servers, self.tree.stat().st_dev)
         self.servers = self.host.start(plan)
         self._count(mounts=1)
 
@@ -246,10 +256,15 @@ class Play:
         """Have a server say what belongs now."""
         belongs: dict[State, Body] = {
             State.STARTED: Welcome(VERSION, LAYERS),
-            State.JUDGING: Ready("ext4", 0, SIZE, 4096, ()),
+            State.JUDGING: Ready("ext4", 0, self.size, 4096, ()),
             State.STARTING: Serving(LAYERS[:1]),
         }
         self.say(server, encode(belongs.get(server.state, Log(20, "nothing new"))))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the image; 0: it is a directory."""
+        return 0 if self.files == "passthrough" else SIZE
 
     # What comes from the broker
 
@@ -257,7 +272,11 @@ class Play:
         """Take what the broker has sent, and check that it may be so."""
         while (message := server.receive()) is not None:
             self._check(server, message)
-            for fd in message.fds:
+            fds = list(message.fds)
+            if isinstance(message.body, Serve) and message.body.files:
+                server.registry = Registry(socket.socket(fileno=fds.pop()), server.pid)
+                self.known.place = server.ready
+            for fd in fds:
                 os.close(fd)
             self.heard.append(message)
             server.state = BECOMES[server.state].get(message.kind, server.state)
@@ -273,18 +292,26 @@ class Play:
         elif isinstance(body, Serve):
             assert server.state is State.READY
             kinds = [os.readlink(f"/proc/self/fd/{fd}") for fd in message.fds]
-            assert len(kinds) == 3 * body.workers
-            assert set(kinds[: body.workers]) <= {"/dev/fuse", "/fuse"}
-            assert all(kind.startswith("pipe:") for kind in kinds[body.workers :])
+            workers = body.workers
+            assert body.files == self.files
+            assert len(kinds) == 3 * workers + bool(body.files)
+            assert set(kinds[:workers]) <= {"/dev/fuse", "/fuse"}
+            assert all(kind.startswith("pipe:") for kind in kinds[workers : 3 * workers])
+            assert all(kind.startswith("socket:") for kind in kinds[3 * workers :])
             assert not self.mounted()
-        elif isinstance(body, BackingReply):
-            assert self.passthrough
         elif message.kind is Kind.GET_STATISTICS:
             assert server.state is State.SERVING
             server.asked += 1
             server.serial = message.serial
+        elif isinstance(body, Hello) and self.files == "passthrough":
+            (fd,) = message.fds
+            assert os.path.samestat(os.fstat(fd), self.tree.stat())
+        elif isinstance(body, Tree):
+            assert server.state is State.WELCOMED
+            assert self.files == "passthrough"
         else:
             assert isinstance(body, Hello | Invalidated) or message.kind is Kind.STOP
+            assert not message.fds
 
     def mounted(self) -> bool:
         """Whether anything is mounted at the place."""
@@ -324,7 +351,6 @@ class Play:
                 assert server.send(packet, fds, pid)
             except PermissionError:  # the kernel knows that no descriptors are wanted
                 assert fds
-                assert not self.passthrough
                 continue
             if kind is None:
                 for rest in some[position + 1 :]:
@@ -346,7 +372,7 @@ class Play:
         except ProtocolError:
             return None
         kind = message.kind
-        if kind not in MAY_SEND[server.state] or (fds and not self.passthrough):
+        if kind not in MAY_SEND[server.state] or fds:
             return None
         if not self._sensible(server, message.body):
             return None
@@ -359,6 +385,8 @@ class Play:
         if isinstance(body, Ready):
             server.ready = body
             inside = 0 < body.length <= SIZE and body.offset + body.length <= SIZE
+            if not self.size:
+                inside = body.offset == body.length == 0
             return inside and body.block_size in _BLOCK_SIZES
         if isinstance(body, Statistics):
             server.asked -= 1
@@ -408,6 +436,45 @@ class Play:
         assert len(servers) == len(self.servers)
         return servers
 
+    # The registry
+
+    def register(
+        self,
+        server: Server,
+        packets: Sequence[bytes],
+        fds: Sequence[int] = (),
+        pid: int = 0,
+        *,
+        may: Iterable[int] = (),
+    ) -> BackingReply | None:
+        """Say things to the registry, each with these descriptors, and see that it does what it
+        must; its last answer, if it has given one and the mount goes on.
+
+        Args:
+            may: errnos that may be answered too.
+        """
+        registry = server.registry
+        assert registry is not None
+        reply = None
+        for packet in packets:
+            self._count(messages=1, registry=1)
+            verdict = self.known.judge(registry, packet, fds, foreign=pid not in {0, server.pid})
+            try:
+                taken = registry.send(packet, fds, pid)
+            except PermissionError:
+                assert fds
+                assert self.files == "lens"
+                continue
+            if verdict is None:
+                self.expect_end({End.VIOLATION})
+                self._count(violations=1)
+                return None
+            assert taken
+            if verdict.answered:
+                reply = registry.answer(_SECONDS)
+                self.known.take(verdict, reply, may)
+        return reply
+
     # Ends
 
     def unmount(self) -> None:
@@ -443,7 +510,7 @@ class Play:
         self.host.process.kill()
         for server in self.servers:
             server.kill(signal.SIGKILL)
-            server.sock.close()
+            server.close()
         self.servers = []
         self.attached = False
         self.host.close()
@@ -458,7 +525,7 @@ class Play:
             told = self.host.told()
             assert told is not None, "the mount does not end"
         for server in self.servers:
-            server.sock.close()
+            server.close()
         self.servers = []
         self.attached = False
         assert told.what in {"outcome", "failure"}, told.value

@@ -49,7 +49,7 @@ MAX_EXTENTS: Final = 1 << 16
 MAX_REFUSED: Final = 1 << 16
 """Files of which it is remembered that they were refused; with so many no others are taken."""
 _END_SECONDS: Final = 5.0
-_RATE: Final = Rate(60_000, 60_000)
+_RATE: Final = Rate(40_000, 20_000)
 _SOCKET_BYTES: Final = 256 * 1024
 
 
