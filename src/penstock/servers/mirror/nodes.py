@@ -110,6 +110,11 @@ class NodeTable:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def odd(self) -> int:
+        """How many ids came from the counter."""
+        return len(self._odd)
+
     def id_of(self, device: int, ino: int) -> int:
         """The node id of an inode."""
         if device == self._device:

@@ -100,6 +100,11 @@ class State(Operations):
         self._open_lock = threading.Lock()
 
     @property
+    def source(self) -> Source:
+        """The directory, and how its inodes are found."""
+        return self._source
+
+    @property
     def acts_as_caller(self) -> bool:
         """Whether files are made and written as whoever asks."""
         return self._identity is not None
