@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
 import re
 from pathlib import Path
 from types import ModuleType
@@ -65,6 +66,29 @@ def test_running_the_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) > 200
     assert printed[1].startswith("   the rule: ")
+
+
+def test_offering_a_whole_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    scope: dict[str, Any] = {
+        "penstock": penstock, "os": os, "OpenReply": penstock.OpenReply,
+        "WholeFile": penstock.WholeFile, "Backing": penstock.Backing,
+    }  # fmt: skip
+    exec(block("whole_files"), scope)  # noqa: S102 - our own text
+    kept: list[int] = []
+    made = scope["MyFilesystem"]()
+    made.path = lambda _nodeid: file
+    made.keep = lambda fd: kept.append(fd) or 7
+    made.forgo = lambda _fh: kept.pop()
+    assert made.whole_files == "passthrough"
+    reply = made.open(None, 2, os.O_RDONLY, kill_suidgid=False)
+    assert (reply.fh, reply.whole.length) == (7, 7)
+    fd = reply.whole.source.fd
+    assert os.pread(fd, 9, 0) == b"content"
+    made.carried(2, reply.fh)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
 
 
 def test_what_is_named_exists() -> None:
