@@ -88,7 +88,10 @@ class NameOperations(FileOperations):
 
     def readlink(self, ctx: Context, nodeid: NodeId) -> bytes:
         held = self._source.node(nodeid)
-        return os.readlink(b"", dir_fd=held.fd)
+        try:
+            return os.readlink(b"", dir_fd=held.fd)
+        except FileNotFoundError:  # what the kernel says of an empty name that is no symlink
+            raise FsError(errno.EINVAL, f"node {nodeid} is no symlink") from None
 
     # Making
 

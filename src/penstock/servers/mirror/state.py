@@ -17,7 +17,8 @@ import errno
 import itertools
 import os
 import threading
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from penstock.abi.fuse import INVALID_UIDGID, FOpen, InitFlag
 from penstock.fs import (
@@ -43,13 +44,29 @@ from penstock.servers.mirror.source import Source
 from penstock.sys.atcalls import StatxTuple
 from penstock.sys.fsids import FileIdentity
 
-__all__ = ["OpenNode", "State"]
+__all__ = ["MirrorStatistics", "OpenNode", "State"]
 
 _new: Final = tuple.__new__
 _NO_NAMES: Final = frozenset({b"", b".", b".."})
 _TIMEOUTS: Final = {"immutable": ENDLESS, "none": 0.0}
 _FLAGS: Final = {"immutable": FOpen.KEEP_CACHE, "none": FOpen.DIRECT_IO}
 _RECORD_KEY: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorStatistics:
+    """A snapshot of a mirror."""
+
+    nodes: int
+    """Inodes the kernel knows, the root aside."""
+    open: int
+    """Open files and directories."""
+    descriptors: int
+    """Those of them that take a descriptor here; the kernel carries the others by itself."""
+    directories: int
+    """Directories whose descriptors are kept."""
+    handles: bool
+    """Whether inodes are kept as file handles."""
 
 
 class OpenNode:
@@ -252,14 +269,15 @@ class State(Operations):
                     held = node.held = Held(self._source.open(node.nodeid, flags))
         return held
 
-    def _statistics(self) -> dict[str, Any]:
-        """Counts for tests and for those who look for leaks."""
-        return {
-            "nodes": len(self._nodes),
-            "open": len(self._files),
-            "directories": len(self._source.directories),
-            "descriptors": sum(1 for node in list(self._files.values()) if node.held),
-        }
+    def statistics(self) -> MirrorStatistics:
+        """A snapshot; from any thread."""
+        return MirrorStatistics(
+            nodes=len(self._nodes),
+            open=len(self._files),
+            descriptors=sum(1 for node in list(self._files.values()) if node.held is not None),
+            directories=len(self._source.directories),
+            handles=self._source.handles,
+        )
 
 
 _ONCE: Final = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOCTTY | os.O_TMPFILE & ~os.O_DIRECTORY
