@@ -28,6 +28,10 @@ class HandleClient:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Ask nothing more: the opener ends then. Idempotent."""
+        self._sock.close()
+
     def open(self, _mount: int, handle: bytes, flags: int) -> int:
         """Open a file by its handle, as :func:`penstock.sys.handles.open_handle` does.
 
