@@ -479,7 +479,7 @@ def refuse(number: int, *, only_whole: bool = False) -> Any:
     [
         (errno.EPERM, True, True, "for single directories only"),
         (errno.EPERM, False, True, "Operation not permitted"),
-        (errno.ENOSYS, False, False, "Function not implemented"),
+        (errno.ENOSYS, False, False, os.strerror(errno.ENOSYS)),
         (errno.ENODEV, False, True, "No such device"),
     ],
 )

@@ -79,7 +79,12 @@ def test_offering_a_whole_file(tmp_path: Path) -> None:
     kept: list[int] = []
     made = scope["MyFilesystem"]()
     made.path = lambda _nodeid: file
-    made.keep = lambda fd: kept.append(fd) or 7
+
+    def keep(fd: int) -> int:
+        kept.append(fd)
+        return 7
+
+    made.keep = keep
     made.forgo = lambda _fh: kept.pop()
     assert made.whole_files == "passthrough"
     reply = made.open(None, 2, os.O_RDONLY, kill_suidgid=False)
