@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 
-from penstock.sys.libc import call
+from penstock.sys.libc import syscall
 from penstock.testing.fsx.operations import SKIPPED, Operation, operation
 from penstock.testing.fsx.picking import any_slot, slot_alone, slot_and_range
 from penstock.testing.fsx.world import World
@@ -41,7 +40,7 @@ def fdatasync(world: World, op: Operation) -> object:
 
 def sync_range(fd: int, offset: int, length: int) -> None:
     """sync_file_range(2): have a range written, and wait for it."""
-    call("sync_file_range", fd, ctypes.c_long(offset), ctypes.c_long(length), _WAIT_WRITE_WAIT)
+    syscall("sync_file_range", fd, offset, length, _WAIT_WRITE_WAIT)
 
 
 @operation(2, slot_and_range(any_slot), "slot offset length", needs="sync_file_range")
