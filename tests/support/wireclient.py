@@ -46,12 +46,26 @@ def fixed(cls: type[tuple[Any, ...]], **given: Any) -> Any:
 class WireClient:
     """A connection to a filesystem, without a kernel. A context manager; INIT is done.
 
+    Args:
+        filesystem: what is served.
+        offered: the flags in INIT.
+        datapaths: as the session's.
+        carries: whether the kernel is asked to carry the data of files.
+
     Attributes:
         used: the opcodes sent so far, INIT included.
     """
 
-    def __init__(self, filesystem: Operations, offered: int = OFFERED) -> None:
-        self.transport = MemoryTransport(filesystem, datapaths=Paths("copy"))
+    def __init__(
+        self,
+        filesystem: Operations,
+        offered: int = OFFERED,
+        *,
+        datapaths: Paths | None = None,
+        carries: bool = False,
+    ) -> None:
+        self.transport = MemoryTransport(filesystem, datapaths=datapaths or Paths("copy"))
+        self.transport.session.carries = carries
         self.used: set[int] = set()
         self._unique = 0
         self.features = Features(setxattr_ext=False)
