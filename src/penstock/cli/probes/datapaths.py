@@ -205,7 +205,6 @@ def _clone(place: str) -> tuple[str, int, str]:
         fstype = next((entry.fstype for entry in mounts() if entry.mount_id == number), "")
         one.write(b"x" * 65536)
         one.flush()
-        os.fsync(one.fileno())
         try:
             probe.clone_range(one.fileno(), two.fileno(), 65536)
         except OSError as error:
