@@ -40,6 +40,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=9, help="rounds, samples a row (default 9)")
     parser.add_argument("--quick", action="store_true", help="little data, 3 rounds, no verdict")
     parser.add_argument("--only", action="append", help="a contender's name; may be repeated")
+    parser.add_argument("--session", action="append", help="a session's name; may be repeated")
     parser.add_argument("--million", action="store_true", help="mirror: a million files as well")
     parser.add_argument("--source", type=Path, help="mirror: make the directory below this one")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for JSON and plots")
@@ -81,6 +82,8 @@ def _run(name: str, arguments: argparse.Namespace, point: Path, console: Console
         entries = [c for c in plan.contenders if (c.name in only if only else not c.optional)]
         if not entries:
             return True
+        if arguments.session:
+            plan = plan.only(arguments.session)
         samples = measure(plan, entries, subject, rounds, point, status.update)
     report.show(plan, samples, entries, console)
     content = results.document(plan, samples, entries, rounds)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from bench.contenders import image_contenders
-from bench.plan import MOUNT, Plan, Row, Session, Step, Target, memory_rows
+from bench.plan import FEW, MOUNT, Plan, Row, Session, Step, Target, memory_rows
 
 __all__ = ["FULL", "QUICK", "Sizes", "plan"]
 
@@ -101,6 +101,7 @@ def sessions(sizes: Sizes, number: int) -> tuple[Session, ...]:
         Session(
             "small by two",
             (Step("", "walk", ("small",)), Step("small-parallel", "small_parallel", (*small, 2))),
+            rounds=FEW,
         ),
         Session(
             "open",
@@ -118,7 +119,7 @@ def sessions(sizes: Sizes, number: int) -> tuple[Session, ...]:
                 Step("random-hot", "random", ("big", sizes.random_reads, seed)),
             ),
         ),
-        Session("parallel", (Step("parallel", "parallel", ("big", 2)),)),
+        Session("parallel", (Step("parallel", "parallel", ("big", 2)),), rounds=FEW),
         Session("random", (Step("random", "random", ("big", sizes.random_reads, seed)),)),
         Session(
             "mapped",
@@ -128,8 +129,8 @@ def sessions(sizes: Sizes, number: int) -> tuple[Session, ...]:
             ),
         ),
         Session("touch", (Step("touch", "touch", ("big", sizes.random_reads, seed)),)),
-        Session("not cached", (Step("walk-dropped", "walk", ("small",)),), "dropped", rounds=5),
-        Session("memory", (Step("many", "walk", ("many",)),), "memory", rounds=1),
+        Session("not cached", (Step("walk-dropped", "walk", ("small",)),), "dropped", FEW),
+        Session("memory", (Step("many", "walk", ("many",)),), "memory", 1),
     )
 
 

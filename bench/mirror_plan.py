@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.contenders import mirror_contenders
 from bench.files import CACHE
-from bench.plan import MOUNT, Plan, Row, Session, Step, Target, memory_rows
+from bench.plan import FEW, MOUNT, Plan, Row, Session, Step, Target, memory_rows
 
 __all__ = ["FULL", "OVER", "QUICK", "WORK", "Sizes", "archive", "plan"]
 
@@ -132,6 +132,7 @@ def sessions(sizes: Sizes, number: int) -> tuple[Session, ...]:
         Session(
             "small by two",
             (Step("", "walk", ("small",)), Step("small-parallel", "small_parallel", (*small, 2))),
+            rounds=FEW,
         ),
         Session(
             "changes",
@@ -150,7 +151,7 @@ def sessions(sizes: Sizes, number: int) -> tuple[Session, ...]:
                 Step("random-hot", "random", ("big", *blocks)),
             ),
         ),
-        Session("parallel", (Step("parallel", "parallel", ("big", 2)),)),
+        Session("parallel", (Step("parallel", "parallel", ("big", 2)),), rounds=FEW),
         Session("random", (Step("random", "random", ("big", *blocks)),)),
         Session(
             "mapped",
@@ -169,8 +170,8 @@ def sessions(sizes: Sizes, number: int) -> tuple[Session, ...]:
                 Step("write-new", "write", (f"{WORK}/new", sizes.mapped_bytes)),
             ),
         ),
-        Session("tree", tuple(tree)),
-        Session("memory", (Step("many", "walk", ("many",)),), "memory", rounds=1),
+        Session("tree", tuple(tree), rounds=FEW),
+        Session("memory", (Step("many", "walk", ("many",)),), "memory", 1),
     ]
     if sizes.million:
         found.append(Session("million", (Step("million", "walk", ("million",)),), "memory", 1))

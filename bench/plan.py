@@ -6,13 +6,15 @@ There are two: ``image_plan`` and ``mirror_plan``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.contenders import Contender
 
-__all__ = ["MOUNT", "Plan", "Row", "Session", "Step", "Target", "memory_rows"]
+__all__ = ["FEW", "MOUNT", "Plan", "Row", "Session", "Step", "Target", "memory_rows"]
+
+FEW = 3  # rounds of a session in which no target is judged
 
 Unit = Literal["us", "MB/s", "ms", "MiB", "B"]
 
@@ -110,3 +112,13 @@ class Plan:
     bases: tuple[str, ...]
     sessions: Callable[[int], tuple[Session, ...]]
     sizes: dict[str, int]
+
+    def only(self, names: Collection[str]) -> Plan:
+        """The same plan with the sessions of these names, and the targets on what they measure."""
+
+        def sessions(number: int) -> tuple[Session, ...]:
+            return tuple(s for s in self.sessions(number) if s.name in names)
+
+        rows = {step.row for session in sessions(0) for step in session.steps}
+        targets = tuple(target for target in self.targets if target.row in rows)
+        return replace(self, sessions=sessions, targets=targets)

@@ -51,14 +51,13 @@ def _verdict(samples: Samples, row: Row, target: Target) -> Verdict:
 
 
 def verdicts(plan: Plan, samples: Samples, entries: Iterable[Contender]) -> list[Verdict]:
-    """All targets whose contenders were wanted; one that could not be met for want of them too."""
+    """All targets whose contenders were wanted, those too that cannot be judged without a peer."""
     rows = {row.name: row for row in plan.rows}
     wanted = {contender.name for contender in entries}
-    optional = {contender.name for contender in plan.contenders if contender.optional}
     return [
         _verdict(samples, rows[target.row], target)
         for target in plan.targets
-        if target.subject in wanted and (target.against in wanted or target.against not in optional)
+        if target.subject in wanted and (target.against is None or target.against in wanted)
     ]
 
 
