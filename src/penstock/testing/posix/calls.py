@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -47,6 +48,7 @@ __all__ = [
     "inode_flags",
     "link_descriptor",
     "listxattr_into",
+    "next_tick",
     "open_handle",
     "opened",
     "rename2",
@@ -75,6 +77,8 @@ _FICLONERANGE: Final = 0x4020_940D
 _FS_IOC_GETFLAGS: Final = 0x8008_6601
 _FS_IOC_SETFLAGS: Final = 0x4008_6602
 _HANDLE_BYTES: Final = 128
+_PATIENCE: Final = 1.0
+"""Seconds."""
 
 
 @contextlib.contextmanager
@@ -92,6 +96,23 @@ def forget(fd: int) -> None:
     what is read next (where it keeps its data in the cache alone, nothing is dropped)."""
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def next_tick(place: Path) -> None:
+    """Wait until the clock of timestamps goes on, which it does every few milliseconds.
+
+    Raises:
+        AssertionError: it stands still, or files do not show it.
+    """
+    tick = place / "tick"
+    tick.write_bytes(b"")
+    before = os.stat(tick).st_mtime_ns
+    deadline = time.monotonic() + _PATIENCE
+    while os.stat(tick).st_mtime_ns <= before:
+        if time.monotonic() > deadline:
+            raise AssertionError(f"a file written for {_PATIENCE:.0f} s keeps its first mtime")
+        tick.write_bytes(b"tick")
+    tick.unlink()
 
 
 def utimens(

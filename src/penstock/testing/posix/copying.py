@@ -204,7 +204,9 @@ def splice_into_a_file(root: Path) -> None:
             os.write(writer, data)
             done = 0
             while done < len(data):
-                done += os.splice(reader, target, len(data) - done, offset_dst=5 + done)
+                step = os.splice(reader, target, len(data) - done, offset_dst=5 + done)
+                holds(step > 0, "progress")
+                done += step
             holds(os.pread(target, 2 * BLOCK, 0) == bytes(5) + data, "the same bytes")
     finally:
         os.close(reader)

@@ -28,6 +28,7 @@ def _all(fd: int, size: int = 32768) -> list[Dirent]:
     entries: list[Dirent] = []
     while part := getdents(fd, size):
         entries += [entry for entry in part if entry.name not in DOTS]
+        holds(len(entries) < 10 * MANY, "an end of the listing")
     return entries
 
 

@@ -215,7 +215,9 @@ def sendfile_reads_and_splice_writes(root: Path) -> None:
     with opened(root / "from") as source, opened(root / "to", CREATE) as target:
         sent = 0
         while sent < len(data):
-            sent += os.sendfile(target, source, sent, len(data) - sent)
+            step = os.sendfile(target, source, sent, len(data) - sent)
+            holds(step > 0, "progress")
+            sent += step
     holds((root / "to").read_bytes() == data, "the same bytes")
     reader, writer = os.pipe()
     try:

@@ -132,6 +132,7 @@ def sending_and_splicing(root: Path) -> None:
             got = b""
             while len(got) < 300_000:
                 moved = os.splice(fd, writer, 50_000, offset_src=len(got))
+                holds(moved > 0, "progress")
                 while moved:
                     part = os.read(reader, moved)
                     got += part

@@ -20,6 +20,7 @@ def _rest(fd: int, size: int = 4096) -> list[Dirent]:
     entries: list[Dirent] = []
     while part := getdents(fd, size):
         entries += part
+        holds(len(entries) < 100 * tree.MANY, "an end of the listing")
     return entries
 
 

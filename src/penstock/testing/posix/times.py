@@ -8,7 +8,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from penstock.testing.posix.calls import UTIME_NOW, UTIME_OMIT, fallocate, opened, utimens
+from penstock.testing.posix.calls import (
+    UTIME_NOW,
+    UTIME_OMIT,
+    fallocate,
+    next_tick,
+    opened,
+    utimens,
+)
 from penstock.testing.posix.registry import case, equal, fails, holds
 
 OLD = 10**18
@@ -23,20 +30,10 @@ def _aged(path: Path) -> Path:
     return path
 
 
-def _next_tick(root: Path) -> None:
-    """Wait until the clock of timestamps goes on, which it does every few milliseconds."""
-    tick = root / "tick"
-    tick.touch()
-    before = os.stat(tick).st_ctime_ns
-    while os.stat(tick).st_ctime_ns <= before:
-        os.chmod(tick, 0o600)
-    tick.unlink()
-
-
 def _moved(root: Path, path: Path, change: Callable[[], object]) -> tuple[bool, bool, bool]:
     """Which of atime, mtime and ctime a change moves."""
     _aged(path)
-    _next_tick(root)
+    next_tick(root)
     before = os.lstat(path)
     change()
     after = os.lstat(path)
@@ -60,7 +57,7 @@ def omitted_times_stay(root: Path) -> None:
     equal((os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns), (5_000_000_007, OLD))
     utimens(path, (0, UTIME_OMIT), (6, 8))
     equal((os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns), (5_000_000_007, 6_000_000_008))
-    _next_tick(root)
+    next_tick(root)
     before = os.stat(path).st_ctime_ns
     utimens(path, (0, UTIME_OMIT), (0, UTIME_OMIT))
     equal(os.stat(path).st_ctime_ns, before, "ctime")

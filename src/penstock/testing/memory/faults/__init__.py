@@ -25,7 +25,7 @@ class Fault(enum.Enum):
 
     TARGETS_ARE_CUT = names.TargetsAreCut
     LINKS_ARE_NOT_COUNTED = names.LinksAreNotCounted
-    LINK_IS_ACOPY = names.LinkIsACopy
+    LINK_IS_A_COPY = names.LinkIsACopy
     UNLINK_FORGETS_TO_COUNT = names.UnlinkForgetsToCount
     UNLINKED_FILES_ARE_EMPTIED = names.UnlinkedFilesAreEmptied
     RENAME_LEAVES_THE_OLD_NAME = names.RenameLeavesTheOldName
@@ -45,22 +45,22 @@ class Fault(enum.Enum):
     TRUNCATION_FREES_NOTHING = data.TruncationFreesNothing
     PUNCHING_MISSES_EDGES = data.PunchingMissesEdges
     PUNCHING_FREES_NOTHING = data.PunchingFreesNothing
-    ZEROING_MISSES_ABLOCK = data.ZeroingMissesABlock
+    ZEROING_MISSES_A_BLOCK = data.ZeroingMissesABlock
     HOLES_ARE_UNKNOWN = data.HolesAreUnknown
     THE_END_IS_NO_HOLE = data.TheEndIsNoHole
     GAPS_ARE_NOT_ZERO = data.GapsAreNotZero
     LARGE_FILES_REPEAT = data.LargeFilesRepeat
-    WRITES_LOSE_ABYTE = data.WritesLoseAByte
+    WRITES_LOSE_A_BYTE = data.WritesLoseAByte
     STORES_ARE_LOST = data.StoresAreLost
     TRUNCATION_ON_OPEN_IS_IGNORED = data.TruncationOnOpenIsIgnored
     SIZES_ARE_THIRTY_TWO_BITS = data.SizesAreThirtyTwoBits
     KEEP_SIZE_GROWS = data.KeepSizeGrows
     ALLOCATION_DOES_NOT_GROW = data.AllocationDoesNotGrow
     COPY_READS_AHEAD = data.CopyReadsAhead
-    COPY_LOSES_ABYTE = data.CopyLosesAByte
+    COPY_LOSES_A_BYTE = data.CopyLosesAByte
     COPIES_ARE_WHOLE_BLOCKS = data.CopiesAreWholeBlocks
     NANOSECONDS_ARE_LOST = attributes.NanosecondsAreLost
-    TIMES_START_IN1970 = attributes.TimesStartIn1970
+    TIMES_START_IN_1970 = attributes.TimesStartIn1970
     OMITTED_TIMES_ARE_SET = attributes.OmittedTimesAreSet
     CTIME_STAYS = attributes.CtimeStays
     OWNERS_ARE_SIXTEEN_BITS = attributes.OwnersAreSixteenBits
