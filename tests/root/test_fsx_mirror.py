@@ -76,6 +76,20 @@ def test_what_keeps_nothing_shows_changes_underneath_at_once(datapath: str, tmp_
     agrees("ext4", tmp_path, datapath, settings, "cache=none")
 
 
+@pytest.mark.requires("mke2fs", "kernel-ext4")
+def test_what_takes_nothing_anew_is_found_out(tmp_path: Path) -> None:
+    """That changes underneath are looked for: a mirror which is told that there are none fails."""
+    with loop_filesystem("ext4", tmp_path) as top:
+        source = top / "source"
+        source.mkdir()
+        with serving(source, tmp_path / "mirror", "cache=immutable") as served:
+            settings = fsx.Settings(operations=1500, seed=2, underneath=str(source))
+            failure = fsx.run(served.path, settings).failure
+    assert failure is not None
+    kinds = {step.operation.kind for step in failure.steps}
+    assert {"write_beneath", "truncate_beneath", "replace_beneath"} & kinds
+
+
 @pytest.mark.xfail(reason="FOPEN_DIRECT_IO is given too, which goes before FOPEN_PASSTHROUGH")
 @pytest.mark.requires("mke2fs", "kernel-ext4")
 def test_what_keeps_nothing_is_passed_through_as_well(tmp_path: Path) -> None:
