@@ -650,7 +650,7 @@ def test_a_reply_that_did_not_arrive(dialogue: Dialogue) -> None:
         seen.append(reply)
         return reply
 
-    session.handle = watched  # type: ignore[method-assign]
+    session.handle = watched  # type: ignore[method-assign, assignment]
     for opening in (dialogue.open, dialogue.create, dialogue.tmpfile):
         fh = opening().fh
         assert dialogue.opens() == 1
