@@ -8,7 +8,9 @@ holds until nobody has it open any more.
 Facts about opening (fs/fuse/iomode.c, passthrough.c; violations make open(2) fail with EIO)
     - An inode that is open in one way cannot be opened in the other.
     - All openings of an inode that is carried must name the same backing file.
-    - FOPEN_PASSTHROUGH goes with DIRECT_IO, PARALLEL_DIRECT_WRITES and NOFLUSH alone.
+    - FOPEN_PASSTHROUGH goes with DIRECT_IO, PARALLEL_DIRECT_WRITES and NOFLUSH alone; and with
+      DIRECT_IO reads and writes are sent all the same, so that is taken away: the kernel keeps
+      nothing of a file that it carries but what belongs to the backing file.
     - RELEASE is sent when the kernel itself has let the file go; so what is open here is open
       there, and a file that nobody has open here may be opened either way.
     - A backing file pins what it is: a deleted file's blocks, an image's inode.
@@ -46,7 +48,7 @@ IDLE_SECONDS: Final = 60.0
 
 _GONE: Final = frozenset({errno.EOPNOTSUPP, errno.ELOOP, errno.ENOTCONN, errno.EPIPE})
 """What says that no file of this mount can be carried."""
-_ALLOWED: Final = int(FOpen.DIRECT_IO | FOpen.PARALLEL_DIRECT_WRITES | FOpen.NOFLUSH)
+_ALLOWED: Final = int(FOpen.NOFLUSH)
 _PASSTHROUGH: Final = int(FOpen.PASSTHROUGH)
 _ACCESS: Final = 3
 
