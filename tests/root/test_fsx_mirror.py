@@ -103,4 +103,4 @@ def test_what_keeps_nothing_is_passed_through_as_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_mirror_for_long(name: str, datapath: str, tmp_path: Path) -> None:
     settings = fsx.Settings(operations=LONG[datapath], seed=3, check_every=2000)
-    agrees(name, tmp_path, datapath, settings, "cache=none")
+    agrees(name, tmp_path, datapath, settings, "timeout=0")
