@@ -15,7 +15,7 @@ from bench.contenders import Contender
 from bench.mounting import Memory, Mounted, memory, mounted, statistics
 from bench.plan import MOUNT, Plan, Session
 
-__all__ = ["BASE", "Samples", "Subject", "measure"]
+__all__ = ["BASE", "Samples", "Subject", "client", "measure"]
 
 CLIENT = Path(__file__).with_name("client.py")
 BASE = 60 << 20
@@ -81,7 +81,12 @@ class Samples:
             self.seconds.get(contender, {}).pop(step.row, None)
 
 
-def _client(point: Path, session: Session) -> list[tuple[float, int]]:
+def client(point: Path, session: Session) -> list[tuple[float, int]]:
+    """Do a session's steps in a process of their own: seconds and number of things for each.
+
+    Raises:
+        subprocess.CalledProcessError: a step failed; its ``stderr`` says why.
+    """
     order = {"root": str(point), "steps": [[s.call, s.arguments] for s in session.steps]}
     done = subprocess.run(
         [sys.executable, "-I", str(CLIENT)],
@@ -137,7 +142,7 @@ class _Rounds:
     def _sample(self, contender: Contender, session: Session, mount: Mounted) -> None:
         watched = session.state == "memory" and contender.server
         before = memory(mount) if watched else None
-        results = _client(mount.point, session)
+        results = client(mount.point, session)
         after = memory(mount) if watched else None
         told = statistics(contender, mount).get("datapath")
         known = self.samples.datapaths.setdefault(contender.name, [])
