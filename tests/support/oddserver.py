@@ -109,17 +109,19 @@ FLAWS: dict[str, Callable[[], None]] = {
 }
 
 
-def _have_flaw(cue: str) -> None:
+def _have_flaw(cue: str, kind: str) -> None:
     """Change the server so that it goes wrong on this cue."""
-    from penstock.servers.ext4.server import Ext4Server
-
-    server: Any = importlib.import_module("penstock.contain.imageserver")
+    mirror = kind.startswith("mirror")
+    package, name = ("mirror", "MirrorServer") if mirror else ("ext4", "Ext4Server")
+    served: Any = getattr(importlib.import_module(f"penstock.servers.{package}.server"), name)
+    role: Any = importlib.import_module(f"penstock.contain.{'mirror' if mirror else 'image'}server")
+    opener = "open_mirror" if mirror else "open_server"
 
     when, _, what = cue.partition(":")
-    lookup = Ext4Server.lookup
-    opening = server.open_server
+    lookup = served.lookup
+    opening = getattr(role, opener)
 
-    def flawed_lookup(self: Ext4Server, ctx: Any, parent: Any, name: bytes) -> Any:
+    def flawed_lookup(self: Any, ctx: Any, parent: Any, name: bytes) -> Any:
         flaw = FLAWS.get(name.decode(errors="replace").removeprefix("!"))
         if flaw is not None and name.startswith(b"!"):
             flaw()
@@ -130,9 +132,9 @@ def _have_flaw(cue: str) -> None:
         return opening(*args, **words)
 
     if when == "lookup":
-        Ext4Server.lookup = flawed_lookup  # type: ignore[method-assign]
+        served.lookup = flawed_lookup
     elif when == "open":
-        server.open_server = flawed_opening
+        setattr(role, opener, flawed_opening)
     else:
         FLAWS[what]()
 
@@ -141,5 +143,5 @@ if __name__ == "__main__":
     sys.path += sys.argv[3:-1]
     from penstock.contain.server import main
 
-    _have_flaw(sys.argv[-1])
+    _have_flaw(sys.argv[-1], sys.argv[1])
     main(sys.argv[2], sys.argv[1])
