@@ -14,9 +14,10 @@ import pytest
 from tests.support.requirements import PROJECT
 
 
-def quick(plan: str, folder: Path) -> tuple[dict[str, Any], str]:
+def quick(plan: str, folder: Path, *only: str) -> tuple[dict[str, Any], str]:
     """One round of a plan with little data: its document, and what was printed."""
     command = [sys.executable, "-m", "bench", plan, "--quick", "--runs", "1"]
+    command += [word for name in only for word in ("--only", name)]
     done = subprocess.run(
         [*command, "--results", str(folder)],
         cwd=PROJECT,
@@ -49,11 +50,11 @@ def test_quick_benchmark_of_an_image_measures_every_contender(tmp_path: Path) ->
 
 @pytest.mark.requires("fuse", "kernel-ext4", "mke2fs")
 @pytest.mark.timeout(300)
-def test_quick_benchmark_of_a_directory_measures_every_contender(tmp_path: Path) -> None:
-    content, shown = quick("mirror", tmp_path)
-    there = {name for name, c in content["contenders"].items() if c["absent"] is None}
-    assert there >= {"native", "penstock", "penstock-copy"}
-    assert set(content["seconds"]) == there
-    assert set(content["bytes"]) == there - {"native", "passthrough_ll"}
+def test_quick_benchmark_of_a_directory_measures_penstock(tmp_path: Path) -> None:
+    # Peers that somebody has built are left out: they are slow, and nothing of ours.
+    names = {"native", "penstock", "penstock-copy"}
+    content, shown = quick("mirror", tmp_path, *names)
+    assert set(content["seconds"]) == names
+    assert set(content["bytes"]) == names - {"native"}
     assert content["seconds"]["penstock"].keys() >= content["seconds"]["native"].keys()
     assert "targets" in shown
