@@ -2,7 +2,7 @@
 """Somebody underneath exchanges directories and symlinks all the time: nothing outside is reached.
 
 A thread of this process plays that somebody, with renameat2(RENAME_EXCHANGE), which leaves no
-moment at which a name is absent. Whatever the operations answer, what they touch lies in the source.
+moment at which a name is absent. Whatever the operations answer, what they touch lies inside.
 """
 
 from __future__ import annotations
