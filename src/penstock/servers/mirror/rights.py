@@ -31,9 +31,9 @@ class Right(NamedTuple):
 RIGHTS: Final = (
     Right(
         Capability.DAC_READ_SEARCH,
-        "opening inodes by connectable file handles, which lead nowhere but beneath the source; "
-        "giving a file made by O_TMPFILE its name",
-        "inodes are found by parent and name; what is moved underneath while open is lost",
+        "giving a file made by O_TMPFILE its name; without a sandbox also opening inodes by handle, "
+        "which a process of its own does otherwise (penstock.broker.opener)",
+        "a file made by O_TMPFILE cannot be given a name",
     ),
     Right(
         Capability.DAC_OVERRIDE,
@@ -87,12 +87,13 @@ SYSTEM_CALLS: Final = (
     "capset", "copy_file_range", "fallocate", "fchmod", "fchmodat2", "fchownat", "fcntl",
     "fdatasync", "fgetxattr", "flistxattr", "flock", "fremovexattr", "fsetxattr", "fstatfs",
     "fsync", "ftruncate", "getdents64", "getxattrat", "ioctl", "linkat", "listxattrat", "lseek",
-    "mkdirat", "mknodat", "name_to_handle_at", "newfstatat", "open_by_handle_at", "openat",
+    "mkdirat", "mknodat", "name_to_handle_at", "newfstatat", "openat",
     "openat2", "pwrite64", "pwritev2", "readlinkat", "removexattrat", "renameat", "renameat2",
     "setfsgid", "setfsuid", "setgroups", "setxattrat", "statx", "symlinkat", "syncfs",
     "umask", "unlinkat", "utimensat",
 )  # fmt: skip
-"""What the mirror's operations call, beside memory, threads and the transport's own."""
+"""What the mirror's operations call, beside memory, threads and the transport's own. Where nobody
+else does that for it (in no sandbox): open_by_handle_at too."""
 
 
 def capabilities(options: MirrorOptions) -> tuple[Capability, ...]:
