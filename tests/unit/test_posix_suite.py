@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,26 @@ def test_whatever_a_case_raises_is_its_outcome(tmp_path: Path) -> None:
     case = Case("s", "n", "A rule.", broken, frozenset())
     (result,) = judge(tmp_path, [case], ())
     assert result.line() == "FAIL s/n: ValueError: cannot mmap an empty file — A rule."
+
+
+def test_a_case_that_does_not_end_is_given_up(tmp_path: Path) -> None:
+    """A timer that runs already (a test's own, say) goes on afterwards."""
+
+    def endless(place: Path) -> None:
+        reader, writer = os.pipe()
+        try:
+            os.read(reader, 1)
+        finally:
+            os.close(reader)
+            os.close(writer)
+
+    before = signal.getitimer(signal.ITIMER_REAL)[0]
+    handler = signal.getsignal(signal.SIGALRM)
+    case = Case("s", "n", "A rule.", endless, frozenset())
+    (outcome,) = posix.run(tmp_path, [case], seconds=0.05)
+    assert str(outcome.error) == "no end within 0.05 s"
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == (before > 0)
 
 
 def test_compared_with_another(tmp_path: Path) -> None:

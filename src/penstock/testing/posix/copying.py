@@ -69,7 +69,7 @@ def copy_ends_at_the_end(root: Path) -> None:
     than what was copied."""
     with _pair(root, b"x" * 100) as (source, target):
         equal(_copy(source, target, 1000, 60), 40)
-        equal(os.fstat(target).st_size, 40)
+        equal(os.pread(target, 100, 0), b"x" * 40)
         equal(os.copy_file_range(source, target, 10, 100, 0), 0)
         equal(os.copy_file_range(source, target, 10, 5000, 0), 0)
         equal(os.fstat(target).st_size, 40)

@@ -19,6 +19,7 @@ WRITE: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 UNLOCK: Final = fcntl.LOCK_UN
 _FLOCK: Final = "hhqqi0q"
 _OFD_SETLK: Final = 37
+_OFD_SETLKW: Final = 38
 
 
 def _file(root: Path) -> Path:
@@ -27,9 +28,13 @@ def _file(root: Path) -> Path:
     return path
 
 
-def _ofd(fd: int, kind: int, start: int = 0, length: int = 0) -> None:
-    """An OFD lock, without waiting."""
-    fcntl.fcntl(fd, _OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0))
+def _ofd(fd: int, kind: int, start: int = 0, length: int = 0, *, wait: bool = False) -> None:
+    """An OFD lock."""
+    fcntl.fcntl(
+        fd,
+        _OFD_SETLKW if wait else _OFD_SETLK,
+        struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0),
+    )
 
 
 @case("locks")
@@ -144,6 +149,7 @@ def waiting_for_a_lock(root: Path) -> None:
         fails(errno.EAGAIN, peer.call, "lock", other, WRITE, 0, 0)
         peer.start("lock", other, fcntl.LOCK_EX, 0, 0)
         peer.start("read", other, 3, 0)
+        peer.wait_blocked()
         os.pwrite(fd, b"new", 0)
         fcntl.lockf(fd, UNLOCK)
         peer.answer()
@@ -160,6 +166,7 @@ def deadlock_is_found(root: Path) -> None:
         peer.call("lock", other, WRITE, 1, 1)
         peer.start("lock", other, fcntl.LOCK_EX, 1, 0)
         peer.start("lock", other, UNLOCK, 1, 1)
+        peer.wait_blocked()
         first: int | None = None
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX, 1, 1)
@@ -188,7 +195,8 @@ def descriptions_exclude_each_other(root: Path) -> None:
             fails(errno.EAGAIN, _ofd, one, fcntl.F_RDLCK)
         finally:
             os.close(two)
-        _ofd(one, fcntl.F_WRLCK)
+        # A filesystem may hear of the last close after close has returned.
+        _ofd(one, fcntl.F_WRLCK, wait=True)
 
 
 @case("locks")
@@ -232,6 +240,7 @@ def waiting_for_a_flock(root: Path) -> None:
         fails(errno.EAGAIN, peer.call, "flock", other, WRITE)
         peer.start("flock", other, fcntl.LOCK_EX)
         peer.start("read", other, 3, 0)
+        peer.wait_blocked()
         os.pwrite(fd, b"new", 0)
         fcntl.flock(fd, UNLOCK)
         peer.answer()

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +18,10 @@ from typing import Any, Final, Self
 __all__ = ["Peer"]
 
 _PROGRAM: Final = str(Path(__file__).with_name("_peer.py"))
-_PATIENCE: Final = 30.0
+_PATIENCE: Final = 20.0
 """Seconds to wait for an answer before the filesystem is said to hang."""
+
+_A_WHILE: Final = 1.0
 
 
 class Peer:
@@ -98,6 +101,24 @@ class Peer:
         words = [str(arg) if isinstance(arg, Path) else arg for arg in args]
         pipe.write(json.dumps([name, *words]).encode() + b"\n")
         pipe.flush()
+
+    def wait_blocked(self) -> None:
+        """Wait until the call that was started last waits in the kernel, or has been answered.
+
+        What it waits for is not known, only that it is not the next word of ours. Where the kernel
+        does not tell (/proc/PID/wchan), it is given a second.
+        """
+        pipe = self._process.stdout
+        assert pipe is not None
+        deadline = time.monotonic() + _A_WHILE
+        while not select.select([pipe], [], [], 0)[0] and time.monotonic() < deadline:
+            try:
+                place = Path(f"/proc/{self.pid}/wchan").read_text(encoding="ascii")
+            except OSError:
+                return
+            if place not in {"", "0"} and "pipe" not in place:
+                return
+            os.sched_yield()
 
     def answer(self) -> Any:
         """The result of the oldest call not yet answered. Raises as :meth:`call`."""

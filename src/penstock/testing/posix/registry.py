@@ -12,6 +12,9 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -58,6 +61,9 @@ CASES: Final[list[Case]] = []
 READ_CASES: Final[list[Case]] = []
 """All cases of the read-only half, in the order of their modules."""
 
+PATIENCE: Final = 30.0
+"""Seconds that a case may take. It takes less than two, but for machines that have more to do."""
+
 _Function = Callable[[Path], None]
 
 
@@ -88,7 +94,9 @@ def _register(
     return register
 
 
-def run(root: Path, cases: Iterable[Case], *, without: Iterable[str] = ()) -> list[Outcome]:
+def run(
+    root: Path, cases: Iterable[Case], *, without: Iterable[str] = (), seconds: float = PATIENCE
+) -> list[Outcome]:
     """Run cases on a filesystem.
 
     Args:
@@ -97,26 +105,29 @@ def run(root: Path, cases: Iterable[Case], *, without: Iterable[str] = ()) -> li
         cases: usually ``CASES``.
         without: keys of ``NEEDS`` that the filesystem does not have (as ``probe`` finds them): such
             cases are left out.
+        seconds: after which a case that waits for the filesystem is given up, where this is the
+            process's main thread (a signal ends it).
     """
-    return list(outcomes(root, cases, without=without))
+    return list(outcomes(root, cases, without=without, seconds=seconds))
 
 
 def outcomes(
-    root: Path, cases: Iterable[Case], *, without: Iterable[str] = ()
+    root: Path, cases: Iterable[Case], *, without: Iterable[str] = (), seconds: float = PATIENCE
 ) -> Iterator[Outcome]:
     """As :func:`run`, one by one."""
     absent = frozenset(without)
     for each in cases:
         if not each.needs & absent:
-            yield Outcome(each, _try(each, root))
+            yield Outcome(each, _try(each, root, seconds))
 
 
-def _try(each: Case, root: Path) -> Exception | None:
+def _try(each: Case, root: Path, seconds: float) -> Exception | None:
     place = root / f"{each.subject}-{each.name}" if each.writes else root
     try:
         if each.writes:
             place.mkdir()
-        each.function(place)
+        with _limited(seconds):
+            each.function(place)
     except Exception as error:  # noqa: BLE001 - whatever a broken filesystem makes of a case
         return error
     finally:
@@ -125,6 +136,29 @@ def _try(each: Case, root: Path) -> Exception | None:
             with contextlib.suppress(OSError):
                 shutil.rmtree(place)
     return None
+
+
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise AssertionError in what takes longer. A timer that runs already goes on afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(_number: int, _frame: object) -> None:
+        raise AssertionError(f"no end within {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, give_up)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            left = max(0.001, left - time.monotonic() + started)
+            signal.setitimer(signal.ITIMER_REAL, left, interval)
 
 
 def equal(actual: object, expected: object, what: str = "") -> None:

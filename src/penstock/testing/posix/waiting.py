@@ -60,6 +60,7 @@ def end_of_the_holder_wakes_who_waits(root: Path) -> None:
         held, other = (p.call("open", path, os.O_RDWR) for p in (holder, peer))
         holder.call("lock", held, WRITE, 0, 0)
         peer.start("lock", other, fcntl.LOCK_EX, 0, 0)
+        peer.wait_blocked()
         holder.end()
         peer.answer()
 
@@ -72,6 +73,7 @@ def closing_wakes_who_waits(root: Path) -> None:
         held, other = (p.call("open", path, os.O_RDWR) for p in (holder, peer))
         holder.call("lock", held, WRITE, 0, 0)
         peer.start("lock", other, fcntl.LOCK_EX, 0, 0)
+        peer.wait_blocked()
         holder.call("close", held)
         peer.answer()
         equal(peer.call("test_lock", other, fcntl.F_WRLCK, 0, 0)[0], fcntl.F_UNLCK)
@@ -86,6 +88,7 @@ def end_of_who_waits_leaves_nothing(root: Path) -> None:
         with Peer() as waiter:
             other = waiter.call("open", path, os.O_RDWR)
             waiter.start("lock", other, fcntl.LOCK_EX, 0, 0)
+            waiter.wait_blocked()
         fcntl.lockf(fd, UNLOCK)
         last = peer.call("open", path, os.O_RDWR)
         peer.call("lock", last, WRITE, 0, 0)
@@ -99,6 +102,7 @@ def downgrading_lets_readers_in(root: Path) -> None:
         other = peer.call("open", path, os.O_RDWR)
         fcntl.lockf(fd, WRITE)
         peer.start("lock", other, fcntl.LOCK_SH, 0, 0)
+        peer.wait_blocked()
         fcntl.lockf(fd, READ)
         peer.answer()
         fails(errno.EAGAIN, fcntl.lockf, fd, WRITE)
@@ -112,6 +116,7 @@ def unlocking_a_part_wakes_who_waits_for_it(root: Path) -> None:
         other = peer.call("open", path, os.O_RDWR)
         fcntl.lockf(fd, WRITE, 100, 0)
         peer.start("lock", other, fcntl.LOCK_EX, 10, 50)
+        peer.wait_blocked()
         fcntl.lockf(fd, UNLOCK, 10, 50)
         peer.answer()
         fails(errno.EAGAIN, peer.call, "lock", other, WRITE, 1, 49)
@@ -142,7 +147,7 @@ def ofd_locks_between_processes(root: Path) -> None:
         fcntl.lockf(fd, WRITE, 1, 10)
         fails(errno.EAGAIN, peer.call, "ofd_lock", other, fcntl.F_RDLCK, 10, 1)
         peer.call("close", other)
-        fcntl.lockf(fd, WRITE, 10, 0)
+        fcntl.lockf(fd, fcntl.LOCK_EX, 10, 0)
 
 
 @case("locks")

@@ -67,7 +67,7 @@ class Fault(enum.Enum):
     SET_IDS_SURVIVE_WRITING = attributes.SetIdsSurviveWriting
     OWNERS_KEEP_SET_IDS = attributes.OwnersKeepSetIds
     WRITING_LEAVES_THE_TIME = attributes.WritingLeavesTheTime
-    BIRTH_MOVES = attributes.BirthMoves
+    BIRTH_IS_FORGOTTEN = attributes.BirthIsForgotten
     EVERYTHING_IS_FREE = attributes.EverythingIsFree
     ATTRIBUTES_ARE_ALWAYS_SET = attributes.AttributesAreAlwaysSet
     EMPTY_VALUES_ARE_MISSING = attributes.EmptyValuesAreMissing

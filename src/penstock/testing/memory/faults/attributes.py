@@ -16,7 +16,7 @@ __all__ = [
     "AclsLeaveTheMode",
     "AttributesAreAlwaysSet",
     "AttributesStay",
-    "BirthMoves",
+    "BirthIsForgotten",
     "ChmodForgetsTheAcl",
     "CtimeStays",
     "EmptyValuesAreMissing",
@@ -122,13 +122,12 @@ class WritingLeavesTheTime(MemoryFilesystem):
         return written
 
 
-class BirthMoves(MemoryFilesystem):
-    """The time of birth is that of the last change."""
+class BirthIsForgotten(MemoryFilesystem):
+    """The time of birth is 1970."""
 
     def statx(self, ctx: Context, nodeid: NodeId, fh: Any, flags: int, mask: int) -> Any:
         reply, timeout = super().statx(ctx, nodeid, fh, flags, mask)
-        with self._lock:
-            return reply._replace(btime_ns=self._table[nodeid].ctime_ns), timeout
+        return reply._replace(btime_ns=0), timeout
 
 
 class EverythingIsFree(MemoryFilesystem):
