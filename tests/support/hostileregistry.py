@@ -33,7 +33,7 @@ from penstock.broker.protocol import (
 )
 from penstock.broker.registrar import MAX_EXTENTS
 
-__all__ = ["Known", "Registry", "Verdict", "send_as"]
+__all__ = ["Known", "Registry", "Verdict", "chunks", "possible", "send_as"]
 
 _PAGE = 4096
 _LONGEST = 1 << 62
@@ -202,14 +202,15 @@ class Known:
             for size in (4096, 2048, 1024, 512)
             if place.block_size % size == place.offset % size == 0
         )
-        if not body.node or not _possible(body.length, extents, block, place):
+        if not body.node or not possible(body.length, extents, block, place):
             return frozenset({errno.EINVAL})
-        if _chunks(body.length, extents, block) > MAX_CHUNKS:
+        if chunks(body.length, extents, block) > MAX_CHUNKS:
             return frozenset({errno.EFBIG})
         return frozenset({0})
 
 
-def _possible(length: int, extents: Sequence[Extent], block: int, place: Ready) -> bool:
+def possible(length: int, extents: Sequence[Extent], block: int, place: Ready) -> bool:
+    """Whether a file can lie so."""
     if length >= _LONGEST:
         return False
     after = 0
@@ -226,7 +227,7 @@ def _possible(length: int, extents: Sequence[Extent], block: int, place: Ready) 
     return after < length + block
 
 
-def _chunks(length: int, extents: Sequence[Extent], block: int) -> int:
+def chunks(length: int, extents: Sequence[Extent], block: int) -> int:
     """How many blocks of the largest size that will do."""
     borders = [offset for offset, _, _ in extents]
     borders += [offset + size for offset, size, _ in extents if offset + size < length]
