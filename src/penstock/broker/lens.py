@@ -17,9 +17,9 @@ Facts about EROFS (fs/erofs)
     - With a link count of 0 an inode leaves the kernel's cache with its last user.
     - What a chunk may be long is any power of two that divides each border of an extent. The longer
       the fewer are looked up, and the faster it reads.
-    - The instance's own file can be a regular one only where its filesystem has ``read_folio``, which
-      tmpfs and overlayfs have not (ENOTBLK); the image may be on any. All of it lies in regular
-      files or all of it on block devices. On files it takes no O_DIRECT.
+    - The instance's own file can be a regular one only where the filesystem has ``read_folio``,
+      which tmpfs and overlayfs have not (ENOTBLK); the image may be on any. All of it lies in
+      regular files or all of it on block devices. On files it takes no O_DIRECT.
 """
 
 from __future__ import annotations
