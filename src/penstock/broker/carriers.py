@@ -22,7 +22,7 @@ from penstock.broker.lens import Lens
 from penstock.negotiate import Limits, Profile, When
 from penstock.sys import mount as sysmount
 from penstock.sys.devfuse import open_device
-from penstock.sys.mountinfo import mount_id_of
+from penstock.sys.mountinfo import mount_id_of, mounts
 
 __all__ = ["LENS", "PASSTHROUGH", "WORDS", "Carrier", "Window", "choose_carrier", "try_backing"]
 
@@ -50,7 +50,8 @@ class Carrier(NamedTuple):
     lens: Lens | None = None
     """Owned by whoever got this."""
     own_mount: int = 0
-    """The mount that the servers' directory belongs to."""
+    """The mount that the servers' directory belongs to, if it is attached nowhere and so holds
+    nothing but that directory; else 0."""
 
 
 class Window(NamedTuple):
@@ -117,7 +118,9 @@ def _lens(image: int, window: Window, reasons: dict[str, str], *, stackable: boo
 def _passthrough(tree: int, reasons: dict[str, str], *, stackable: bool) -> Carrier:
     with _some_file(tree) as fd:
         depth = 1 if fd is None else _depth(fd, stackable=stackable)
-    return Carrier(PASSTHROUGH, reasons, depth, own_mount=mount_id_of(tree))
+    mount = mount_id_of(tree)
+    attached = any(entry.mount_id == mount for entry in mounts())
+    return Carrier(PASSTHROUGH, reasons, depth, own_mount=0 if attached else mount)
 
 
 @contextlib.contextmanager
