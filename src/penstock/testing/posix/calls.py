@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import struct
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from penstock.sys.exact import file_handle, getxattr_into, listxattr_into, open_handle
 from penstock.sys.files import (
     Dirent,
     birth_time_ns,
@@ -76,7 +76,6 @@ _FICLONE: Final = 0x4004_9409
 _FICLONERANGE: Final = 0x4020_940D
 _FS_IOC_GETFLAGS: Final = 0x8008_6601
 _FS_IOC_SETFLAGS: Final = 0x4008_6602
-_HANDLE_BYTES: Final = 128
 _PATIENCE: Final = 1.0
 """Seconds."""
 
@@ -129,19 +128,6 @@ def syncfs(fd: int) -> None:
     call("syncfs", fd)
 
 
-def getxattr_into(path: Path, name: str, size: int) -> int:
-    """getxattr(2) with a buffer of ``size`` bytes: the length of the value."""
-    buffer = ctypes.create_string_buffer(max(size, 1))
-    words = (os.fsencode(path), name.encode(), buffer, ctypes.c_size_t(size))
-    return call("getxattr", *words)
-
-
-def listxattr_into(path: Path, size: int) -> int:
-    """listxattr(2) with a buffer of ``size`` bytes: the length of the list."""
-    buffer = ctypes.create_string_buffer(max(size, 1))
-    return call("listxattr", os.fsencode(path), buffer, ctypes.c_size_t(size))
-
-
 def inode_flags(fd: int) -> int:
     """FS_*_FL of an open file."""
     buffer = bytearray(8)
@@ -162,17 +148,3 @@ def clone(target: int, source: int) -> None:
 def clone_range(target: int, source: int, offset: int, length: int, to: int) -> None:
     """FICLONERANGE: have a file share some blocks of another."""
     fcntl.ioctl(target, _FICLONERANGE, struct.pack("qQQQ", source, offset, length, to))
-
-
-def file_handle(path: Path) -> bytes:
-    """name_to_handle_at(2): a name for a file that outlives its names."""
-    buffer = ctypes.create_string_buffer(struct.pack("Ii", _HANDLE_BYTES, 0), 8 + _HANDLE_BYTES)
-    mount = ctypes.c_int()
-    call("name_to_handle_at", _AT_FDCWD, os.fsencode(path), buffer, ctypes.byref(mount), 0)
-    (length,) = struct.unpack_from("I", buffer)
-    return buffer.raw[: 8 + length]
-
-
-def open_handle(mount: int, handle: bytes, flags: int = os.O_RDONLY) -> int:
-    """open_by_handle_at(2); ``mount`` is any open file of the filesystem."""
-    return call("open_by_handle_at", mount, handle, flags)

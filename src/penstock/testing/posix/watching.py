@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import struct
@@ -27,7 +26,7 @@ def _watch(path: Path, mask: int = _ALL) -> Iterator[Callable[[], list[tuple[int
     """A function that tells what happened since it was called last: (event, name)."""
     fd = call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        call("inotify_add_watch", fd, os.fsencode(path), ctypes.c_uint32(mask))
+        call("inotify_add_watch", fd, os.fsencode(path), mask)
         yield lambda: list(_events(fd))
     finally:
         os.close(fd)
