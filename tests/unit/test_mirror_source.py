@@ -14,6 +14,7 @@ import pytest
 
 from penstock.fs import ROOT, Context, FsError, NodeId
 from penstock.servers.mirror.descriptors import Descriptors, Held
+from penstock.servers.mirror.nodes import pack, parts
 from penstock.servers.mirror.options import MirrorOptions
 from penstock.servers.mirror.server import MirrorServer, open_mirror
 from penstock.sys.handles import encode_handle, open_handle
@@ -258,3 +259,23 @@ def test_a_circle_of_records_is_not_walked_for_ever(mirror: MirrorServer, top: P
     mirror.source.directories.clear()
     with contextlib.suppress(FsError):
         assert mirror.getattr(WHO, b, None)[0].nlink
+
+
+def test_a_number_that_another_inode_has_got(mirror: MirrorServer, top: Path) -> None:
+    """Under the same name even: only the time of birth, or the handle, tells them apart."""
+    (top / "file").write_text("four")
+    node = find(mirror, "file")
+    record = mirror.source.nodes.record(node)
+    parent, birth, handle, name = parts(record)
+    other = handle[:12] + b"\xfe" * (len(handle) - 12) if len(handle) > 12 else handle
+    mirror.source.nodes.put(node, pack(parent, birth ^ 1, other, name))
+    for act in (
+        lambda: mirror.getattr(WHO, node, None),
+        lambda: mirror.open(WHO, node, os.O_RDONLY, False),
+        lambda: mirror.getxattr(WHO, node, b"user.name"),
+    ):
+        with pytest.raises(OSError) as caught:
+            act()
+        assert caught.value.errno == errno.ESTALE
+    assert find(mirror, "file") == node
+    assert size(mirror, node) == 4

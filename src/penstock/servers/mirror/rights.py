@@ -31,8 +31,8 @@ class Right(NamedTuple):
 RIGHTS: Final = (
     Right(
         Capability.DAC_READ_SEARCH,
-        "giving a file made by O_TMPFILE its name; without a sandbox also opening inodes by handle, "
-        "which a process of its own does otherwise (penstock.broker.opener)",
+        "giving a file made by O_TMPFILE its name; without a sandbox also opening inodes by "
+        "handle, which a process of its own does otherwise (penstock.broker.opener)",
         "a file made by O_TMPFILE cannot be given a name",
     ),
     Right(
@@ -78,7 +78,7 @@ TRUSTED: Final = Right(
     Capability.SYS_ADMIN,
     "trusted.* and security.* attributes other than security.capability; the kernel asks for this "
     "capability of whoever calls, and has no smaller one",
-    "they are not listed, read as absent, and setting them fails with EPERM",
+    "they are not listed, read as absent, and setting them fails with EOPNOTSUPP",
 )
 """Kept only where it was asked for (``trusted``): it allows far more than attributes, if not in
 a mount namespace that holds nothing else."""
@@ -118,6 +118,11 @@ class Powers(NamedTuple):
     def keeps_set_id(self) -> bool:
         """Whether the kernel leaves set-ID bits alone when this process writes."""
         return Capability.FSETID in self.capabilities
+
+    @property
+    def administers(self) -> bool:
+        """Whether trusted.* and security.* attributes can be set."""
+        return Capability.SYS_ADMIN in self.capabilities
 
 
 def powers() -> Powers:

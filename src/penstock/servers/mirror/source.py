@@ -28,7 +28,7 @@ from typing import Final
 
 from penstock.fs import ROOT, FsError, NodeId
 from penstock.servers.mirror.descriptors import Descriptors, Held
-from penstock.servers.mirror.nodes import NO_HANDLE, NodeTable, handle_names, parts
+from penstock.servers.mirror.nodes import NO_HANDLE, NodeTable, birth_of, handle_names, parts
 from penstock.sys.atcalls import MOUNT_ROOT, StatxTuple, look, openat_beneath, statx
 from penstock.sys.handles import encode_handle, open_handle
 
@@ -40,9 +40,11 @@ OpenHandle = Callable[[int, bytes, int], int]
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPEST: Final = 4096
+_MASK: Final = 0
 _ATTRIBUTES: Final = 2
 _MODE: Final = 6
 _INO: Final = 7
+_BORN: Final = 13
 _DEVICE: Final = 21
 
 
@@ -163,10 +165,10 @@ class Source:
         return held
 
     def _step(self, above: Held, nodeid: int) -> Held:
-        _, _, handle, name = parts(self.nodes.record(nodeid))
+        _, birth, handle, name = parts(self.nodes.record(nodeid))
         try:
             fd = self._with_room(above.fd, name, _DIRECTORY)
-            if self._is(fd, nodeid):
+            if self._is(statx(fd), nodeid, birth):
                 return self._keep(nodeid, fd)
             os.close(fd)
         except OSError as error:
@@ -183,23 +185,29 @@ class Source:
 
     # Any inode
 
-    def _is(self, fd: int, nodeid: int) -> bool:
-        found = statx(fd)
-        return self.nodes.id_of(found[_DEVICE], found[_INO]) == nodeid
+    def _is(self, found: StatxTuple, nodeid: int, birth: int) -> bool:
+        """Whether statx has found this node: its number, and the time at which it was born, so that
+        it is not another inode which has got the number since."""
+        return (
+            self.nodes.id_of(found[_DEVICE], found[_INO]) == nodeid
+            and birth_of(found[_MASK], found[_BORN], found[_BORN + 1]) == birth
+        )
 
     def by_name(self, nodeid: int) -> tuple[Held, bytes, StatxTuple] | None:
         """Where a node is, if it is where it was last seen. (Its dentry is warm then.)"""
-        parent, _, _, name = parts(self.nodes.record(nodeid))
+        parent, birth, handle, name = parts(self.nodes.record(nodeid))
         if not name:
             return None
         try:
             directory = self.directory(parent)
             found = look(directory.fd, name)
+            if found is None or not self._is(found, nodeid, birth):
+                return None
+            if not birth and handle != NO_HANDLE and encode_handle(directory.fd, name) != handle:
+                return None
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
                 raise
-            return None
-        if found is None or self.nodes.id_of(found[_DEVICE], found[_INO]) != nodeid:
             return None
         return directory, name, found
 
@@ -264,7 +272,7 @@ class Source:
         # Whatever has been put there since is not to block; of a regular file it means nothing.
         flags |= 0 if flags & os.O_PATH else os.O_NONBLOCK
         fd = self._with_room(directory.fd, name, flags)
-        if not self._is(fd, nodeid):
+        if not self._is(statx(fd), nodeid, parts(self.nodes.record(nodeid))[1]):
             os.close(fd)
             raise FsError(errno.ESTALE, f"{name!r} has just been replaced")
         return fd

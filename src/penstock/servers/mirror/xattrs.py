@@ -31,6 +31,8 @@ __all__ = ["XattrOperations"]
 
 _KILL_SGID: Final = int(SetxattrFlag.ACL_KILL_SGID)
 _TRUSTED: Final = b"trusted."
+_NEED_ADMIN: Final = (b"trusted.", b"security.")
+_CAPABILITY: Final = b"security.capability"
 _ACCESS: Final = b"system.posix_acl_access"
 _MAY_LIST_TRUSTED: Final = frozenset({0, INVALID_UIDGID})
 
@@ -66,10 +68,13 @@ class XattrOperations(State):
         setxattr_flags: int,
     ) -> None:
         held, place = self._where(nodeid)
-        if place is None:
-            os.setxattr(held.fd, name, value, flags)
-        else:
-            setxattrat(held.fd, place, name, value, flags)
+        try:
+            if place is None:
+                os.setxattr(held.fd, name, value, flags)
+            else:
+                setxattrat(held.fd, place, name, value, flags)
+        except PermissionError as error:
+            raise self._refusal(ctx, name, error) from None
         if setxattr_flags & _KILL_SGID and name == _ACCESS:
             target = self._held(nodeid) or self._source.node(nodeid)
             mode = statx(target.fd)[6]
@@ -78,10 +83,21 @@ class XattrOperations(State):
 
     def removexattr(self, ctx: Context, nodeid: NodeId, name: bytes) -> None:
         held, place = self._where(nodeid)
-        if place is None:
-            os.removexattr(held.fd, name)
-        else:
-            removexattrat(held.fd, place, name)
+        try:
+            if place is None:
+                os.removexattr(held.fd, name)
+            else:
+                removexattrat(held.fd, place, name)
+        except PermissionError as error:
+            raise self._refusal(ctx, name, error) from None
+
+    def _refusal(self, ctx: Context, name: bytes, error: OSError) -> OSError:
+        """What to answer where the source answers EPERM. Root is let do this by the kernel, so
+        where it is the server that may not, such attributes are not carried here."""
+        ours = name.startswith(_NEED_ADMIN) and name != _CAPABILITY
+        if ours and ctx.uid in _MAY_LIST_TRUSTED and not self._powers.administers:
+            return FsError(errno.EOPNOTSUPP, f"{name!r} is not carried without -o trusted")
+        return error
 
     def _where(self, nodeid: int) -> tuple[Held, bytes | None]:
         """A directory and a name, or an open file and None: how a node's attributes are reached."""
