@@ -15,13 +15,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Final, TextIO
 
 from penstock.testing.posix import CASES, NEEDS, READ_CASES, absent_of, prepare, probe
 from penstock.testing.posix.registry import Case
 from penstock.testing.posix.report import Result, Verdict, as_json, judge, summary
 
 __all__ = ["main"]
+
+_OF_THE_MOUNT: Final = {"suid", "exec", "others"}
 
 
 def main(words: Sequence[str] | None = None, out: TextIO = sys.stdout) -> int:
@@ -97,7 +99,11 @@ def _run(options: argparse.Namespace, cases: Sequence[Case], without: set[str], 
         else:
             root = stack.enter_context(_below(root))
             other = None if other is None else stack.enter_context(_below(other))
-            absent = probe(root if other is None else other)
+            absent = probe(root)
+            if other is not None:
+                # What the other has is to work here, but for what mounting has taken away.
+                mounted = {need: why for need, why in absent.items() if need in _OF_THE_MOUNT}
+                absent = probe(other) | mounted
         absent |= dict.fromkeys(without, "said so")
         if not options.json:
             out.writelines(
