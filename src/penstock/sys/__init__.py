@@ -5,8 +5,8 @@ The only place with ctypes (``libc.py``). ``mount.py`` mounts, ``mountinfo.py`` 
 touching them, ``devfuse.py`` is the FUSE device, ``fusermount.py`` the helper for callers without
 privilege, ``unmount.py`` takes mounts away, ``process.py`` tells processes apart, ``spawn.py``
 starts one in namespaces of its own, ``files.py`` is what ``os`` lacks about files (``exact.py``:
-for tests of filesystems), ``inuse.py`` tells who else may write to an image, ``notify.py`` speaks to
-the service manager, ``probe.py`` tells what only a try can. ``namespaces.py``,
+for tests of filesystems), ``inuse.py`` tells who else may write to an image, ``notify.py`` speaks
+to the service manager, ``probe.py`` tells what only a try can. ``namespaces.py``,
 ``capabilities.py``, ``landlock.py`` and ``seccomp.py`` are what a process takes from itself,
 ``memory.py`` says how malloc takes memory, ``credentials.py`` is whom a thread uses files as,
 ``fsids.py`` changes it often; ``atcalls.py``, ``xattrat.py``, ``handles.py`` and ``listing.py`` are
