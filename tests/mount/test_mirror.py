@@ -305,6 +305,30 @@ def test_who_waits_for_a_lock_can_be_killed(top: Path) -> None:
         fcntl.flock(there, fcntl.LOCK_EX)
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.requires(*NEEDS[n])) for n in ("xfs", "btrfs")]
+)
+def test_a_copy_shares_its_extents(place: Path, name: str) -> None:
+    size = 12 << 20
+    with loop_filesystem(name, place) as top:
+        source = top / "source"
+        source.mkdir()
+        with mounted(source) as served:
+            (served.path / "file").write_bytes(os.urandom(size) + b"tail")
+            os.sync()
+            before = os.statvfs(top)
+            subprocess.run(["cp", "--reflink=auto", "file", "copy"], cwd=served.path, check=True)
+            os.sync()
+            after = os.statvfs(top)
+            assert (source / "copy").read_bytes() == (source / "file").read_bytes()
+            taken = (before.f_bfree - after.f_bfree) * before.f_frsize
+            assert taken < size // 2
+            shown = subprocess.run(
+                ["filefrag", "-v", source / "copy"], check=True, capture_output=True, text=True
+            ).stdout
+            assert "shared" in shown
+
+
 # Who acts
 
 

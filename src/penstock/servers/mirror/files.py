@@ -107,13 +107,13 @@ class FileOperations(AttributeOperations):
     def open(self, ctx: Context, nodeid: NodeId, flags: int, kill_suidgid: bool) -> OpenReply:
         how = self._flags(flags) | os.O_CLOEXEC
         try:
-            fd = self._source.open(nodeid, how)
+            fd, found = self._source.opened(nodeid, how)
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
             fd = self._open_unlinked(nodeid, how)
+            found = statx(fd)
         held = Held(fd)
-        found = statx(fd)
         if not stat.S_ISREG(found[6]):
             raise FsError(errno.EISDIR if stat.S_ISDIR(found[6]) else errno.ESTALE)
         return self._reply(OpenNode(nodeid, flags, held), found)

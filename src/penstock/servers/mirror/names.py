@@ -313,7 +313,7 @@ class NameOperations(FileOperations):
             if found is not None:
                 nodeid = self._nodes.id_of(found[21], found[7])
                 if self._nodes.get(nodeid) is not None:
-                    self._entry(parent, directory, name, found)
+                    self._know(parent, directory, name, found)
         except OSError:
             return  # moved on already; who looks for it finds out
 

@@ -39,6 +39,8 @@ OpenHandle = Callable[[int, bytes, int], int]
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_REPLACED: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO})
+"""What opening a regular file never answers: it is absent, a symlink, or a fifo or socket."""
 _DEEPEST: Final = 4096
 _MASK: Final = 0
 _ATTRIBUTES: Final = 2
@@ -254,6 +256,10 @@ class Source:
         held = self.directories.get(nodeid) or self.removed.get(nodeid)
         if held is not None:
             return openat_beneath(held.fd, b".", flags)
+        return self.opened(nodeid, flags, looked=looked)[0]
+
+    def opened(self, nodeid: int, flags: int, *, looked: bool = False) -> tuple[int, StatxTuple]:
+        """Open what is no directory; the descriptor, and what statx says of it."""
         if not looked:
             try:
                 return self._open_by_name(nodeid, flags)
@@ -262,20 +268,27 @@ class Source:
                     raise
         if self.why_no_handles:
             raise FsError(errno.ESTALE, f"node {nodeid} is not where it was last seen")
-        return self._opened_by_handle(parts(self.nodes.record(nodeid))[2], flags)
+        fd = self._opened_by_handle(parts(self.nodes.record(nodeid))[2], flags)
+        return fd, statx(fd)
 
-    def _open_by_name(self, nodeid: int, flags: int) -> int:
+    def _open_by_name(self, nodeid: int, flags: int) -> tuple[int, StatxTuple]:
         place = self.by_name(nodeid)
         if place is None:
             raise FsError(errno.ESTALE, f"node {nodeid} is not where it was last seen")
         directory, name, _ = place
         # Whatever has been put there since is not to block; of a regular file it means nothing.
         flags |= 0 if flags & os.O_PATH else os.O_NONBLOCK
-        fd = self._with_room(directory.fd, name, flags)
-        if not self._is(statx(fd), nodeid, parts(self.nodes.record(nodeid))[1]):
+        try:
+            fd = self._with_room(directory.fd, name, flags)
+        except OSError as error:
+            if error.errno in _REPLACED:
+                raise FsError(errno.ESTALE, f"{name!r} has just been replaced") from error
+            raise
+        found = statx(fd)
+        if not self._is(found, nodeid, parts(self.nodes.record(nodeid))[1]):
             os.close(fd)
             raise FsError(errno.ESTALE, f"{name!r} has just been replaced")
-        return fd
+        return fd, found
 
     def _with_room(self, directory: int, name: bytes, flags: int) -> int:
         try:

@@ -162,28 +162,32 @@ class State(Operations):
 
     def _entry(self, parent: int, directory: Held, name: bytes, found: StatxTuple) -> Entry:
         """Know the inode that was found under a name, and answer it."""
-        nodes = self._nodes
-        nodeid = nodes.id_of(found[21], found[7])
-        birth = birth_of(found[0], found[13], found[14])
-        generation = 0
-        if nodeid != ROOT:
-            record = nodes.get(nodeid)
-            start = pack(parent, birth, b"", b"")
-            if (
-                record is not None
-                and birth
-                and record.startswith(start)
-                and record[20 + record[12] :] == name
-            ):
-                handle = record[_RECORD_KEY : 20 + record[12]]
-            else:
-                handle = self._source.handle(directory, name, found[7])
-                record = start + handle + name
-                self._renew(nodeid, record)
-            generation = generation_of(handle, birth)
+        nodeid, generation = self._know(parent, directory, name, found)
         valid, nanoseconds = self._split
         attributes = self._attributes(found, nodeid)
         return _new(Entry, (nodeid, generation, valid, valid, nanoseconds, nanoseconds, attributes))
+
+    def _know(
+        self, parent: int, directory: Held, name: bytes, found: StatxTuple
+    ) -> tuple[int, int]:
+        """The node of what was found, known from now on, and its generation."""
+        nodes = self._nodes
+        nodeid = nodes.id_of(found[21], found[7])
+        if nodeid == ROOT:
+            return nodeid, 0
+        birth = birth_of(found[0], found[13], found[14])
+        start = pack(parent, birth, b"", b"")
+        record = nodes.get(nodeid)
+        if record is not None and birth and record.startswith(start):
+            # The same inode in the same directory has the same handle.
+            end = 20 + record[12]
+            handle = record[_RECORD_KEY:end]
+            if record[end:] != name:
+                nodes.put(nodeid, record[:end] + name)
+        else:
+            handle = self._source.handle(directory, name, found[7])
+            self._renew(nodeid, start + handle + name)
+        return nodeid, generation_of(handle, birth)
 
     def _renew(self, nodeid: int, record: bytes) -> None:
         """Put a record; what was kept of another inode of this number is not this one's."""
