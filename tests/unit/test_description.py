@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from penstock.broker.protocol import ProtocolError
 from penstock.contain.description import LONGEST, parse_description
 from penstock.formats import source
-from penstock.servers import open_server, registry
+from penstock.servers import images, open_server
 from penstock.servers.inspection import inspect_image
 from tests.support.disks import gpt_disk
 from tests.support.images import MIB, cached_image
@@ -142,7 +142,7 @@ def test_an_image_of_a_given_size_is_only_read(monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError
 
     monkeypatch.setattr(source, "device_size", forbidden)
-    monkeypatch.setattr(registry, "device_size", forbidden)
+    monkeypatch.setattr(images, "device_size", forbidden)
     with cached_image(size=8 * MIB).open("rb") as file:
         fd = file.fileno()
         server = open_server(fd, size=8 * MIB)

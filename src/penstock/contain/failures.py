@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from penstock.broker.protocol import Failed, FailureCode
 from penstock.formats.errors import BadChecksum, FormatError
-from penstock.servers import UnknownImage
+from penstock.servers.base import UnknownImage
 from penstock.sys.reasons import explain
 
 __all__ = ["failed"]

@@ -12,10 +12,11 @@ from penstock.contain.role import Role
 from penstock.contain.streams import describe, serve_stream
 from penstock.servers import Server, open_server
 from penstock.servers.ext4.server import open_ext4
+from penstock.servers.images import open_image
 
 __all__ = ["IMAGES"]
 
-_LOADED: Final = (open_ext4,)
+_LOADED: Final = (open_image, open_ext4)
 """Servers are imported when they are first used; here that would be too late."""
 
 

@@ -47,6 +47,7 @@ from penstock.datapath import Paths
 from penstock.formats.source import device_size
 from penstock.servers import open_server
 from penstock.servers.ext4.server import open_ext4
+from penstock.servers.images import open_image
 from penstock.session import Limits, Session
 from penstock.sys.files import IMAGE_FLAGS, large_pipe
 from penstock.transport import DevFuse, Prepared
@@ -61,7 +62,7 @@ _DEVICE_NUMBER: Final = (10, 229)
 _MAX_PAGES: Final = 255
 """With a header they fill the largest pipe that a process without rights gets."""
 _GOODBYE_SECONDS: Final = 2.0
-_LOADED: Final = (open_ext4,)
+_LOADED: Final = (open_image, open_ext4)
 """Servers are imported when they are first used; here that would be too late."""
 
 

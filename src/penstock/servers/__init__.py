@@ -2,9 +2,9 @@
 """Filesystems that penstock serves: each a format, or a directory, behind
 :class:`penstock.fs.Operations`.
 
-:func:`open_server` finds out what an image is and opens it; ``mirror`` serves a directory. Each server is
-a package whose ``options.py`` is the only place of its ``-o`` words and whose ``server.py`` has its
-operations.
+:func:`open_server` finds out what an image is and opens it; ``mirror`` serves
+a directory. Each server is a package whose ``options.py`` is the only place of its ``-o`` words and
+whose ``server.py`` has its operations.
 """
 
 from penstock.servers.base import Server, ServerOption, UnknownImage

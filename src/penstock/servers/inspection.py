@@ -11,7 +11,7 @@ from penstock.formats.errors import CorruptImage, FormatError
 from penstock.formats.partition import read_partitions
 from penstock.formats.source import FileSource
 from penstock.servers.base import UnknownImage
-from penstock.servers.registry import open_server
+from penstock.servers.images import open_image
 
 __all__ = ["Inspection", "inspect_image"]
 
@@ -60,7 +60,7 @@ def inspect_image(
     elif found.type not in _SERVED and type is None:
         return Inspection(description, None)
     try:
-        server = open_server(fd, type, options, size=source.size)
+        server = open_image(fd, type, options, size=source.size)
     except (FormatError, UnknownImage, OSError) as error:
         return Inspection(description, error)
     server.operations.destroy()
