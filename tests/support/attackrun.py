@@ -130,7 +130,7 @@ class _Attacker:
         with mock.patch.object(launch, "_program", _program), contextlib.ExitStack() as stack:
             if not self.kind[1]:
                 stack.enter_context(mock.patch.object(launch, "_start", _start_here))
-            self.pid, self.pidfd, channel = launch.launch()
+            self.pid, self.pidfd, channel, _ = launch.launch()
         self.sock = channel.sock
 
     def end(self) -> None:
