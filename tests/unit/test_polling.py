@@ -32,6 +32,27 @@ def test_window_grows_with_quick_requests_and_ends_with_slow_ones() -> None:
     assert polling.window == 0
 
 
+@pytest.mark.usefixtures("two_cpus")
+def test_whoever_is_held_up_stops_looking_for_a_while() -> None:
+    polling = Polling("auto")
+    polling.slept(30_000, 1)
+    assert polling.window > 0
+    polling.held_up(10)
+    assert polling.window == 0
+    polling.slept(30_000, 20_000_000)
+    assert polling.window == 0
+    polling.slept(30_000, 60_000_000)
+    assert polling.window > 0
+    polling.held_up(61_000_000)  # again, so for longer
+    polling.slept(30_000, 120_000_000)
+    assert polling.window == 0
+    polling.slept(30_000, 200_000_000)
+    assert polling.window > 0
+    fixed = Polling(50)
+    fixed.held_up(10)
+    assert fixed.window == 50_000
+
+
 def test_one_cpu_never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
     polling = Polling("auto")

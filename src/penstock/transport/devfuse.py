@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from penstock.session import FileBody, Reply
 from penstock.sys.devfuse import clone
 from penstock.transport.body import CopyBuffer, ShortBody, SplicePipe
-from penstock.transport.polling import Polling
+from penstock.transport.polling import HELD_UP, Polling
 from penstock.transport.turns import Turns
 
 if TYPE_CHECKING:
@@ -263,14 +263,24 @@ class DevFuse:
         idle = self._idle
         clock = time.perf_counter_ns
         deadline = self._last_answer + self._polling.window
+        before = 0
         # poll(2) and not read(2) until it is refused: an exception costs more than a system call.
         while not look(0):
-            if not idle() and clock() >= deadline:
+            if idle():
+                before = 0
+                continue
+            now = clock()
+            if before and now - before > HELD_UP:
+                self._polling.held_up(now)
+                deadline = now
+            before = now
+            if now >= deadline:
                 worker.asleep = True
                 look()
                 worker.asleep = False
                 self._turns.awake()
-                self._polling.slept(clock() - self._last_answer)
+                now = clock()
+                self._polling.slept(now - self._last_answer, now)
                 break
         if self._stopping:
             return 0
