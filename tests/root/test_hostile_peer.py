@@ -69,6 +69,7 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
     (place / "tree").mkdir()
     with Play(place / "mnt", place / "image", place / "tree") as playing:
         yield playing
+    Path(f"/dev/shm/penstock-test-{os.getpid()}").unlink(missing_ok=True)
 
 
 @pytest.fixture(autouse=True)
@@ -96,39 +97,39 @@ def pieces(node: int, length: int, extents: list[Extent], cuts: list[int]) -> li
     return [encode(Map(node, length, at < last, part), 7) for at, part in enumerate(parts)]
 
 
-def opened(flags: int, name: str = "file") -> Callable[[Path], int]:
-    """Opens a file of a directory."""
-    return lambda place: os.open(place / name, flags | os.O_CREAT * (not flags & os.O_PATH), 0o600)
+def opened(flags: int) -> Callable[[Play], int]:
+    """Opens a file of the server's directory, as the server can."""
+    made = os.O_CREAT * (not flags & os.O_PATH)
+    return lambda play: os.open("file", flags | made, 0o600, dir_fd=play.known.tree)
 
 
-def elsewhere(flags: int) -> Callable[[Path], int]:
-    """Opens a file of another filesystem, which has a name while it is opened."""
+def elsewhere(flags: int, folder: str = "/dev/shm") -> Callable[[Play], int]:
+    """Opens a file of another mount; empty: of the very directory, by way of the tree of mounts."""
 
-    def opener(_place: Path) -> int:
-        path = Path(f"/dev/shm/penstock-test-{os.getpid()}")
+    def opener(play: Play) -> int:
+        path = Path(folder or play.tree) / f"penstock-test-{os.getpid()}"
         path.touch()
         return os.open(path, flags)
 
     return opener
 
 
-OFFERED: dict[str, Callable[[Path], int]] = {
+OFFERED: dict[str, Callable[[Play], int]] = {
     "reads and writes": opened(os.O_RDWR),
     "reads": opened(os.O_RDONLY),
     "writes": opened(os.O_WRONLY),
     "appends": opened(os.O_RDWR | os.O_APPEND),
-    "a directory": lambda place: os.open(place, os.O_RDONLY),
-    "a directory's path": lambda place: os.open(place, os.O_PATH),
-    "a path": lambda place: os.open("/proc/self/exe", os.O_PATH),
-    "reads and writes elsewhere": elsewhere(os.O_RDWR),
-    "reads elsewhere": elsewhere(os.O_RDONLY),
-    "writes elsewhere": elsewhere(os.O_WRONLY),
-    "appends elsewhere": elsewhere(os.O_RDWR | os.O_APPEND),
-    "a memory file": lambda place: os.memfd_create("x"),
-    "an event": lambda place: os.eventfd(0),
-    "a device": lambda place: os.open("/dev/zero", os.O_RDWR),
-    "the device of FUSE": lambda place: os.open("/dev/fuse", os.O_RDWR),
+    "a directory": lambda play: os.open(".", os.O_RDONLY, dir_fd=play.known.tree),
+    "a directory's path": lambda play: os.open(".", os.O_PATH, dir_fd=play.known.tree),
+    "a path": lambda play: os.open("/proc/self/exe", os.O_PATH),
+    "a memory file": lambda play: os.memfd_create("x"),
+    "an event": lambda play: os.eventfd(0),
+    "a device": lambda play: os.open("/dev/zero", os.O_RDWR),
+    "the device of FUSE": lambda play: os.open("/dev/fuse", os.O_RDWR),
 }
+for _flags in (os.O_RDWR, os.O_RDONLY, os.O_WRONLY, os.O_RDWR | os.O_APPEND, os.O_PATH):
+    OFFERED[f"elsewhere, {_flags:#o}"] = elsewhere(_flags)
+    OFFERED[f"by another mount, {_flags:#o}"] = elsewhere(_flags, "")
 
 
 class HostilePeers(RuleBasedStateMachine):
@@ -232,7 +233,9 @@ class HostilePeers(RuleBasedStateMachine):
     @precondition(lambda self: self.play.has_registry)
     @rule(which=st.integers(0, 1), node=NODES, kind=st.sampled_from(sorted(OFFERED)))
     def offer_a_descriptor(self, which: int, node: int, kind: str) -> None:
-        fd = OFFERED[kind](self.play.tree)
+        if self.play.known.tree < 0:
+            kind = "a memory file"
+        fd = OFFERED[kind](self.play)
         try:
             self.to_registry(which, [encode(BackingOpen(node), 9)], fd)
         finally:
@@ -462,12 +465,26 @@ def test_a_file_that_the_server_may_write(play: Play, serving: Server, tmp_path:
     assert again != first
 
 
-@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_PATH, os.O_WRONLY, os.O_RDWR | os.O_APPEND])
-def test_a_file_that_the_server_may_not_write(play: Play, serving: Server, flags: int) -> None:
-    """Nor may anybody else by way of it: it is no file of the server's directory."""
-    reply = ask(play, elsewhere(flags)(play.tree))
+LESS = [os.O_RDONLY, os.O_PATH, os.O_WRONLY, os.O_RDWR | os.O_APPEND]
+
+
+@pytest.mark.parametrize("folder", ["/dev/shm", ""])
+@pytest.mark.parametrize("flags", LESS)
+def test_a_file_that_the_server_may_not_write(
+    play: Play, serving: Server, flags: int, folder: str
+) -> None:
+    """Nor may anybody else by way of it, if it is not by its own mount that the server has it."""
+    reply = ask(play, elsewhere(flags, folder)(play))
     assert reply.error == errno.EPERM
     assert reply.backing_id == 0
+    assert serving.state is State.SERVING
+
+
+@pytest.mark.parametrize("flags", LESS)
+def test_a_file_of_the_servers_directory(play: Play, serving: Server, flags: int) -> None:
+    """May be read and written by the server, so nobody gains by whatever else it is opened for."""
+    reply = ask(play, opened(flags)(play))
+    assert reply.error == (errno.EPERM if flags & os.O_PATH else 0)
     assert serving.state is State.SERVING
 
 

@@ -27,6 +27,7 @@ from penstock.broker.launch import Launched
 from penstock.broker.mount import Broker
 from penstock.broker.options import Containment, MountOptions, Source
 from penstock.broker.outcome import ServerFailure
+from penstock.cli.trees import opened_tree
 from penstock.negotiate import image_profile
 
 __all__ = ["Footprint", "Plan", "Told"]
@@ -152,26 +153,27 @@ class _Host:
 
     def mount(self, plan: Plan, servers: list[Launched]) -> Told:
         is_tree = plan.files == "passthrough"
-        place, kind = (plan.tree, os.O_DIRECTORY) if is_tree else (plan.image, 0)
-        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | kind)
-        source = Source(fd, None if is_tree else os.fstat(fd).st_size, "ext4")
         options = MountOptions(
             read_only=not is_tree, workers=2, datapath="auto" if plan.files else "copy"
         )
-        tree = fd if is_tree else None
         try:
-            with Broker(
-                plan.place, options, image_profile(), servers, Containment(), tree
-            ) as broker:
+            with contextlib.ExitStack() as opened:
+                if is_tree:
+                    fd = opened.enter_context(opened_tree(plan.tree, read_only=False))
+                else:
+                    fd = os.open(plan.image, os.O_RDONLY | os.O_CLOEXEC)
+                    opened.callback(os.close, fd)
+                size, tree = (None, fd) if is_tree else (os.fstat(fd).st_size, None)
+                broker = opened.enter_context(
+                    Broker(plan.place, options, image_profile(), servers, Containment(), tree)
+                )
                 self.broker = broker
-                broker.judge(source)
+                broker.judge(Source(fd, size, "ext4"))
                 broker.mount()
                 self.tell("attached", None)
                 return Told("outcome", broker.wait())
         except ServerFailure as failure:
             return Told("failure", (str(failure), failure.code, failure.outcome))
-        finally:
-            os.close(fd)
 
     def obey(self, word: str) -> None:
         broker = self.broker

@@ -90,6 +90,12 @@ class Registry:
         return message.body
 
 
+def mount_of(fd: int) -> str:
+    """The mount by way of which a file was opened."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+        return next(line for line in lines if line.startswith("mnt_id:"))
+
+
 class Verdict(NamedTuple):
     """What is to come of a message.
 
@@ -114,12 +120,15 @@ class Known:
     Args:
         files: ``lens``, ``passthrough`` or empty.
         servers: how many there are.
-        device: of the filesystem to which the servers' directory belongs.
+
+    Attributes:
+        place: what the servers have said of the image.
+        tree: their directory, opened as they have it; what is opened below it is theirs.
     """
 
-    def __init__(self, files: str, servers: int, device: int) -> None:
+    def __init__(self, files: str, servers: int) -> None:
         self.files = files
-        self._device = device
+        self.tree = -1
         self.place: Ready | None = None
         self._shared = servers > 1
         self._numbers: dict[int, int] = {}
@@ -186,7 +195,7 @@ class Known:
         flags = fcntl(fd, F_GETFL)
         status = os.fstat(fd)
         regular = stat.S_ISREG(status.st_mode)
-        own = status.st_dev == self._device
+        own = mount_of(fd) == mount_of(self.tree)
         whole = flags & os.O_ACCMODE == os.O_RDWR and not flags & os.O_APPEND
         if node and regular and not flags & os.O_PATH and (own or (whole and status.st_nlink)):
             return frozenset({0})

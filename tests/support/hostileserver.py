@@ -201,7 +201,7 @@ class Play:
         self.place = place
         self.image = image
         self.tree = tree
-        self.known = Known("", 1, 0)
+        self.known = Known("", 1)
         self.servers: list[Server] = []
         self.files = ""
         self.attached = False
@@ -241,7 +241,7 @@ class Play:
         self.files = files
         self.attached = False
         plan = Plan(str(self.place), str(self.image), str(self.tree), servers, files)
-        self.known = Known(files, servers, self.tree.stat().st_dev)
+        self.known = Known(files, servers)
         self.servers = self.host.start(plan)
         self._count(mounts=1)
 
@@ -276,6 +276,8 @@ class Play:
             if isinstance(message.body, Serve) and message.body.files:
                 server.registry = Registry(socket.socket(fileno=fds.pop()), server.pid)
                 self.known.place = server.ready
+            if isinstance(message.body, Hello) and fds and self.known.tree < 0:
+                self.known.tree = fds.pop()
             for fd in fds:
                 os.close(fd)
             self.heard.append(message)
@@ -511,6 +513,7 @@ class Play:
         for server in self.servers:
             server.kill(signal.SIGKILL)
             server.close()
+        self._drop_tree()
         self.servers = []
         self.attached = False
         self.host.close()
@@ -519,6 +522,11 @@ class Play:
         self.host = Host()
         self._first = None
 
+    def _drop_tree(self) -> None:
+        if self.known.tree >= 0:
+            os.close(self.known.tree)
+            self.known.tree = -1
+
     def expect_end(self, ends: set[End], told: Told | None = None) -> str:
         """The mount has ended, or is not made, for such a reason; nothing is left of it."""
         while told is None or told.what in {"attached", "answer"}:
@@ -526,6 +534,7 @@ class Play:
             assert told is not None, "the mount does not end"
         for server in self.servers:
             server.close()
+        self._drop_tree()
         self.servers = []
         self.attached = False
         assert told.what in {"outcome", "failure"}, told.value
