@@ -90,7 +90,6 @@ def test_what_takes_nothing_anew_is_found_out(tmp_path: Path) -> None:
     assert {"write_beneath", "truncate_beneath", "replace_beneath"} & kinds
 
 
-@pytest.mark.xfail(reason="FOPEN_DIRECT_IO is given too, which goes before FOPEN_PASSTHROUGH")
 @pytest.mark.requires("mke2fs", "kernel-ext4")
 def test_what_keeps_nothing_is_passed_through_as_well(tmp_path: Path) -> None:
     settings = fsx.Settings(operations=1500, seed=2)
