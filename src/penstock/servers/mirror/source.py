@@ -2,9 +2,9 @@
 """The source directory: finding and opening its inodes again, beneath its root and nowhere else.
 
 A node is found by the name it was seen under last, in its parent's descriptor, and counts only if
-what is there now has its number; else by its handle, which holds wherever the file was moved to
-within the directory. Names go first because they are cheap when the kernel's caches are cold,
-handles decide because they are exact.
+what is there now has its number and was born when it was; else by its handle, which holds wherever
+the file was moved to within the directory. Names go first because they are cheap when the kernel's
+caches are cold, and because whoever opens handles may be another process.
 
 How it stays beneath the root
     - A name is one component and is never followed, so a directory's descriptor and a name lead
