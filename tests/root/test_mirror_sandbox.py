@@ -23,10 +23,11 @@ from penstock.contain.mirrorprofile import MIRROR_OF_A_USER, MIRROR_SERVER
 from penstock.contain.sandbox import LAYERS
 from penstock.sys.handles import encode_handle, encode_own_handle
 from tests.support.mirrorattacking import BROKER, Row, measure
-from tests.support.mirrorattacks import ATTEMPTS
+from tests.support.mirrorattacks import load
 
 pytestmark = pytest.mark.requires("landlock")
 
+ATTEMPTS = load()
 ALL = {*LAYERS, BROKER} - MIRROR_SERVER.without.keys()
 OF_A_USER = set(LAYERS) - MIRROR_OF_A_USER.without.keys()
 

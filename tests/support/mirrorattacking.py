@@ -28,7 +28,7 @@ from penstock.sys.devfuse import DEVICE
 from penstock.sys.handles import encode_handle, encode_own_handle
 from penstock.sys.namespaces import namespace_ids, unshare
 from penstock.sys.tree import open_unchangeable
-from tests.support.mirrorattacks import ATTEMPTS, Attempt, Target
+from tests.support.mirrorattacks import Attempt, Target, load
 from tests.support.requirements import PROJECT
 
 __all__ = ["BROKER", "Row", "measure"]
@@ -77,7 +77,7 @@ def measure(folder: Path) -> list[Row]:
 def _plan() -> Iterator[_Run]:
     layers = frozenset({*sandbox.LAYERS, BROKER})
     of_a_user = layers - MIRROR_OF_A_USER.without.keys() - {BROKER}
-    for attempt in ATTEMPTS.values():
+    for attempt in load().values():
         yield _Run(attempt, frozenset())
         for name in attempt.by:
             yield _Run(attempt, frozenset({name}))

@@ -6,7 +6,8 @@ beginning to end. ``protocol.py`` has the messages between broker and server, ``
 them (docs/broker-protocol.md says who may send what when), ``peer.py`` is the broker's view of one
 server, and ``launch.py`` starts it. ``attach.py`` has the three ways of mounting, ``handshake.py``
 answers INIT, ``requests.py`` carries out what servers ask for, ``backings.py`` registers backing
-files, ``keeper.py`` unmounts when the broker dies.
+files, ``keeper.py`` unmounts when the broker dies, ``opener.py`` opens files by handle for the
+servers of directories.
 
 Each is imported by who needs it: the server's side needs little.
 """
@@ -21,6 +22,7 @@ __all__ = [
     "keeper",
     "launch",
     "mount",
+    "opener",
     "options",
     "outcome",
     "peer",

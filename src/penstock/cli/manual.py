@@ -98,7 +98,7 @@ def _sentence(text: str) -> str:
 def _penstock() -> Iterator[str]:
     yield from _title("penstock", 1, "User Commands")
     yield ".SH NAME"
-    yield "penstock \\- mount and read disk images from a server in Python"
+    yield "penstock \\- mount and read disk images, and mount directories, from a server in Python"
     yield ".SH SYNOPSIS"
     for command in COMMANDS:
         yield from (".br", _synopsis(command))
@@ -107,6 +107,7 @@ def _penstock() -> Iterator[str]:
         "penstock serves the filesystem in a disk image or block device through FUSE, "
         "from a process that has no rights of its own.",
         "The image is never written, and no parser of the kernel sees it.",
+        "A directory is served as well, read-write, with the owners and rights that it has.",
         "It can also be read without a mount.",
     )
     yield ".SH COMMANDS"
@@ -214,7 +215,7 @@ def _penstock_rest() -> Iterator[str]:
 def _mount_penstock() -> Iterator[str]:
     yield from _title("mount.penstock", 8, "System Administration")
     yield ".SH NAME"
-    yield "mount.penstock, mount.fuse.penstock \\- let mount(8) and fstab(5) mount disk images"
+    yield "mount.penstock, mount.fuse.penstock \\- let mount(8) mount images and directories"
     yield ".SH SYNOPSIS"
     yield "\\fBmount \\-t penstock\\fR [\\fB\\-o\\fR \\fIWORDS\\fR] \\fISOURCE DIR\\fR"
     yield ".br"

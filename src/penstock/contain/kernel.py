@@ -65,6 +65,7 @@ def next_message(channel: Channel, kind: type[object]) -> Message:
 
 
 def layer_rows(reports: Sequence[LayerReport]) -> tuple[Layer, ...]:
+    """Reports on layers, as messages have them."""
     return tuple(Layer(name, in_force, detail) for name, in_force, detail in reports)
 
 

@@ -9,7 +9,8 @@ for tests of filesystems), ``inuse.py`` tells who else may write to an image, ``
 to the service manager, ``probe.py`` tells what only a try can. ``namespaces.py``,
 ``capabilities.py``, ``landlock.py`` and ``seccomp.py`` are what a process takes from itself,
 ``memory.py`` says how malloc takes memory, ``credentials.py`` is whom a thread uses files as,
-``fsids.py`` changes it often; ``atcalls.py``, ``xattrat.py``, ``handles.py`` and ``listing.py`` are
+``fsids.py`` changes it often; ``tree.py`` makes mounts that are attached nowhere, ``loop.py`` has
+loop devices; ``atcalls.py``, ``xattrat.py``, ``handles.py`` and ``listing.py`` are
 a file server's hot path, on ``rawcalls.py``; ``beneath.py`` opens what lies below a directory and
 nothing else, ``reasons.py`` has the words for errors. Each is imported by who needs it.
 """
@@ -29,6 +30,7 @@ __all__ = [
     "landlock",
     "libc",
     "listing",
+    "loop",
     "memory",
     "mount",
     "mountinfo",
@@ -40,6 +42,7 @@ __all__ = [
     "reasons",
     "seccomp",
     "spawn",
+    "tree",
     "unmount",
     "xattrat",
 ]
