@@ -66,7 +66,7 @@ class Setting(NamedTuple):
 class Folder(Operations):
     """The regular files of one folder, each backed by itself."""
 
-    want = InitFlag.HANDLE_KILLPRIV_V2
+    want: int = InitFlag.HANDLE_KILLPRIV_V2
 
     def __init__(self, source: Path) -> None:
         self.source = source
@@ -211,7 +211,7 @@ def _mount(
 
     attachment.create(shake_hands)
     if setting.as_root:
-        registry.become_nobody = lambda: None
+        registry.become_nobody = lambda *also: None
     backings = Backings(attachment.fd, superblock_read_only=setting.read_only, limit=setting.limit)
     undo.callback(backings.close)
     transport = DevFuse(attachment.fd, workers=1)

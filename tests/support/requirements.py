@@ -154,6 +154,26 @@ def _kernel(name: str) -> Callable[[], str | None]:
     return probe
 
 
+def kernel_quota() -> str | None:
+    """The kernel mounts an ext4 filesystem that has quotas."""
+    reason = _kernel("ext4")() or _programs("mke2fs")()
+    if reason is not None:
+        return reason
+    with tempfile.TemporaryDirectory() as place:
+        image, top = Path(place, "image"), Path(place, "top")
+        top.mkdir()
+        with image.open("wb") as file:
+            file.truncate(16 << 20)
+        path = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+        make = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "quota", str(image)]
+        subprocess.run(make, check=True, capture_output=True, env=path)
+        mount = ["mount", "-o", "loop,usrquota", str(image), str(top)]
+        tried = subprocess.run(mount, capture_output=True, check=False)
+        if tried.returncode == 0:
+            subprocess.run(["umount", str(top)], check=True)
+    return None if tried.returncode == 0 else "not in this kernel"
+
+
 def _programs(*names: str) -> Callable[[], str | None]:
     def probe() -> str | None:
         path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
@@ -246,6 +266,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "kernel_ext4": _kernel("ext4"),
     "kernel_xfs": _kernel("xfs"),
     "kernel_btrfs": _kernel("btrfs"),
+    "kernel_quota": kernel_quota,
     "e2fsprogs": _programs("mke2fs", "debugfs", "dumpe2fs", "e2fsck"),
     "mkfs_xfs": _programs("mkfs.xfs"),
     "mkfs_btrfs": _programs("mkfs.btrfs"),
