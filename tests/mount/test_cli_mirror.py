@@ -301,3 +301,28 @@ def test_in_a_user_namespace(theirs: Theirs) -> None:
     layers = statistics["sandbox"]["layers"]
     assert {name for name, layer in layers.items() if not layer["in_force"]} == {"identity"}
     assert stat.S_IMODE((theirs.source / "new").stat().st_mode) & 0o600 == 0o600
+
+
+def test_a_mirror_of_a_mirror(source: Path, mountpoint: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second"
+    second.mkdir()
+    good("mount", source, mountpoint)
+    try:
+        good("mount", mountpoint, second)
+        assert (second / "file").read_text() == "content\n"
+        (second / "new").write_text("new\n")
+        assert (source / "new").read_text() == (mountpoint / "new").read_text() == "new\n"
+        os.rename(mountpoint / "new", mountpoint / "folder" / "moved")
+        assert (second / "folder" / "moved").read_text() == "new\n"
+        good("umount", second)
+    finally:
+        subprocess.run(["umount", "--lazy", second], check=False, stderr=subprocess.DEVNULL)
+        good("umount", mountpoint)
+
+
+def test_a_mirror_over_its_own_source(source: Path) -> None:
+    good("mount", source, source)
+    assert (source / "file").read_text() == "content\n"
+    (source / "new").write_text("new\n")
+    good("umount", source)
+    assert (source / "new").read_text() == "new\n"

@@ -50,6 +50,10 @@ _OWN: Final = {0x01: 12, 0x02: 8, 0x81: 12, 0x82: 12, 0x4D: 20, 0x4E: 20, 0x4F: 
 bytes), with parent, XFS's in 64 bits, btrfs's three."""
 
 
+_WIDE: Final = frozenset({0x81, 0x82})
+"""FILEID_INO64_GEN: of XFS, and of FUSE, which has its own node ids there, in another order."""
+
+
 def pack(parent: int, birth: int, handle: bytes, name: bytes) -> bytes:
     """Make a record."""
     return _HEAD.pack(parent, birth) + handle + name
@@ -81,6 +85,8 @@ def handle_names(handle: bytes, ino: int) -> bool | None:
     length = len(handle) - 8
     if kind not in _OWN or length < 8:
         return None
+    if kind in _WIDE:
+        return _U64(handle, 8)[0] == ino or None
     if kind > 2:
         return bool(_U64(handle, 8)[0] == ino)
     if length == 12:  # tmpfs: generation, then the number's lower and upper half
