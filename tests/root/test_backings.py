@@ -21,6 +21,8 @@ import pytest
 from penstock.broker.backings import Backings
 from penstock.broker.protocol import ProtocolError
 from penstock.fs import Context, FileHandle, NodeId, Pending
+from penstock.sys.mountinfo import mount_id_of
+from penstock.sys.tree import clone_tree
 from penstock.testing.memory import MemoryFilesystem
 from tests.support.mounts import serve_in_process
 from tests.support.passthrough import Inside, Passing, Setting, passthrough_mount
@@ -271,6 +273,36 @@ def backings() -> Iterator[Backings]:
 
 def test_a_file_that_would_be_passed_on(backings: Backings, tmp_path: Path) -> None:
     refused(errno.ENOTTY, backings.register, 1, os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT))
+
+
+@pytest.mark.parametrize(
+    ("flags", "own", "elsewhere"),
+    [
+        (os.O_RDWR, errno.ENOTTY, errno.ENOTTY),
+        (os.O_RDONLY, errno.ENOTTY, errno.EPERM),
+        (os.O_WRONLY, errno.ENOTTY, errno.EPERM),
+        (os.O_RDWR | os.O_APPEND, errno.ENOTTY, errno.EPERM),
+        (os.O_PATH, errno.EPERM, errno.EPERM),
+        (os.O_RDONLY | os.O_DIRECTORY, errno.EPERM, errno.EPERM),
+    ],
+)
+def test_a_mount_of_the_servers_own(source: Path, flags: int, own: int, elsewhere: int) -> None:
+    """What a server may read and write anyway may be offered however it is opened; ENOTTY is what
+    the kernel says to whatever is passed on. The same file by way of another mount may not."""
+    name = "." if flags & os.O_DIRECTORY else "file"
+    with contextlib.ExitStack() as stack:
+        folder = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, folder)
+        mount = clone_tree(folder)
+        stack.callback(os.close, mount)
+        null = stack.enter_context(open("/dev/null", "rb"))
+        number = mount_id_of(mount)
+        registry = stack.enter_context(
+            Backings(null.fileno(), superblock_read_only=False, own_mount=number)
+        )
+        refused(own, registry.register, 1, os.open(name, flags, dir_fd=mount))
+        refused(elsewhere, registry.register, 1, os.open(name, flags, dir_fd=folder))
+        assert registry.statistics().refused == 2
 
 
 def test_a_mount_without_backing_files(tmp_path: Path) -> None:

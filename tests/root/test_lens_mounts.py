@@ -154,6 +154,21 @@ def test_a_partition(tmp_path: Path) -> None:
         assert mount.statistics()["opens"]["lens"] > 10
 
 
+def test_in_one_process(tmp_path: Path) -> None:
+    """As a library does it, without a broker."""
+    image = an_image("4k")
+    expected = kernels_view(image, tmp_path)
+    with contained(image, tmp_path / "mnt", "sandbox=no,datapath=lens") as mount:
+        for _ in range(2):
+            assert digests(mount.mountpoint) == expected
+        statistics = mount.statistics()
+        assert statistics["datapath"] == "lens"
+        assert statistics["opens"]["lens"] > 20
+        assert statistics["backing_files"] > 10
+        good("umount", mount.mountpoint)
+        assert mount.wait().code == 0
+
+
 @pytest.mark.requires("loop")
 def test_an_image_on_a_block_device(tmp_path: Path) -> None:
     image = an_image("1k")
