@@ -395,6 +395,28 @@ def test_on_loop_devices(
         os.close(source)
 
 
+@pytest.mark.requires("loop")
+@pytest.mark.parametrize(
+    ("sector", "block"), [(4096, 4096), (4096, 1024), (4096, 512), (1024, 512)]
+)
+def test_a_device_with_larger_sectors(fd: int, image: Path, sector: int, block: int) -> None:
+    """Would answer EIO to whoever reads; so there is no lens on it."""
+    device = attach_loop(fd, block_size=sector, writable=False)
+    try:
+        if sector > block:
+            with pytest.raises(OSError, match=f"sectors of {sector}") as caught:
+                Lens(device, 0, SIZE, block)
+            assert caught.value.errno == errno.EINVAL
+            return
+        with Lens(device, 0, SIZE, block) as lens:
+            file = lens.put(2 * block, (Extent(0, block, 3 * block), Extent(block, block, block)))
+            data = image.read_bytes()
+            assert content(file.fd) == data[3 * block : 4 * block] + data[block : 2 * block]
+            os.close(file.fd)
+    finally:
+        os.close(device)
+
+
 def descriptors() -> set[str]:
     found = set()
     for name in os.listdir("/proc/self/fd"):

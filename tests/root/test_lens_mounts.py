@@ -184,6 +184,29 @@ def test_an_image_on_a_block_device(tmp_path: Path) -> None:
         run("losetup", "--detach", device)
 
 
+@pytest.mark.requires("loop")
+@pytest.mark.parametrize("datapath", ["auto", "lens"])
+def test_a_device_on_which_the_lens_cannot_read(tmp_path: Path, datapath: str) -> None:
+    """Its sectors are larger than the blocks. Asked for, it is refused; else all is read."""
+    image = an_image("1k")
+    expected = kernels_view(image, tmp_path)
+    words = ("--find", "--show", "--read-only", "--sector-size", "4096")
+    device = run("losetup", *words, image).strip()
+    try:
+        with contained(Path(device), tmp_path / "mnt", f"datapath={datapath}") as mount:
+            if datapath == "lens":
+                ended = mount.wait()
+                assert ended.code != 0
+                assert "sectors of 4096 bytes" in ended.said
+                return
+            assert digests(mount.mountpoint) == expected
+            statistics = mount.statistics()
+            assert statistics["datapath"] == "splice"
+            assert "sectors of 4096 bytes" in statistics["datapath_reasons"]["lens"]
+    finally:
+        run("losetup", "--detach", device)
+
+
 # Many files
 
 
@@ -292,7 +315,7 @@ def test_many_clients_and_processes(processes: int, tmp_path: Path) -> None:
         assert len(mount.servers) == processes
         clients = [
             subprocess.Popen(
-                [sys.executable, "-c", CLIENT, mount.mountpoint, str(seed), "2"],
+                [sys.executable, "-c", CLIENT, mount.mountpoint, str(seed), "1"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
             for seed in range(4)

@@ -20,6 +20,8 @@ Facts about EROFS (fs/erofs)
     - The instance's own file can be a regular one only where the filesystem has ``read_folio``,
       which tmpfs and overlayfs have not (ENOTBLK); the image may be on any. All of it lies in
       regular files or all of it on block devices. On files it takes no O_DIRECT.
+    - It reads its devices block by block, and asks for no part of a sector: whatever of it lies on
+      a device with larger sectors than its blocks is EIO, and mounting it tells nothing of that.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ from penstock.formats.erofs.format import (
 from penstock.formats.layout import struct_of
 from penstock.sys import mount as sysmount
 from penstock.sys.files import fallocate, open_by_handle
-from penstock.sys.loop import attach_loop
+from penstock.sys.loop import attach_loop, sector_size
 
 __all__ = ["MAX_BYTES", "MAX_CHUNKS", "Lens", "LensFile", "block_bits_of"]
 
@@ -132,7 +134,8 @@ class Lens:
         readahead: bytes that the kernel reads ahead in files; 0 = as it sees fit.
 
     Raises:
-        OSError: EPERM, ENODEV (no EROFS in the kernel), and what :func:`block_bits_of` raises.
+        OSError: EPERM, ENODEV (no EROFS in the kernel), EINVAL (the image is a device with larger
+            sectors than the blocks), and what :func:`block_bits_of` raises.
     """
 
     def __init__(
@@ -170,6 +173,9 @@ class Lens:
                 if error.errno not in _RETRY:
                     raise
         size = 1 << self._bits
+        if stat.S_ISBLK(os.fstat(image).st_mode) and (sector := sector_size(image)) > size:
+            text = f"the device has sectors of {sector} bytes, and the blocks are of {size}"
+            raise OSError(errno.EINVAL, text)
         with contextlib.ExitStack() as both:
             device = attach_loop(meta, block_size=size, writable=True)
             both.callback(os.close, device)

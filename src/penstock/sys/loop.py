@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loop devices: a file as a block device.
+"""Loop devices: a file as a block device; and what can be asked of any block device.
 
 Facts about loop devices (drivers/block/loop.c)
     - With LO_FLAGS_AUTOCLEAR the device lets its file go when the last one that has it open closes
       it; a mounted filesystem counts as one. So nothing has to be detached, whoever dies.
     - Between asking for a free number and taking it another may take it: EBUSY, and one asks again.
 
-Specification: include/uapi/linux/loop.h.
+Specification: include/uapi/linux/loop.h, include/uapi/linux/fs.h.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 from typing import Final
 
-__all__ = ["attach_loop"]
+__all__ = ["attach_loop", "sector_size"]
 
 _CTL_GET_FREE: Final = 0x4C82
 _CONFIGURE: Final = 0x4C0A
@@ -26,6 +27,7 @@ _INFO: Final = struct.Struct("=QQQQQIIII 64s 64s 32s 16x")
 _READ_ONLY: Final = 1
 _AUTOCLEAR: Final = 4
 _TRIES: Final = 16
+_BLKSSZGET: Final = 0x1268
 
 
 def attach_loop(fd: int, *, block_size: int, writable: bool, offset: int = 0) -> int:
@@ -63,3 +65,14 @@ def attach_loop(fd: int, *, block_size: int, writable: bool, offset: int = 0) ->
     finally:
         os.close(control)
     raise AssertionError
+
+
+def sector_size(fd: int) -> int:
+    """Bytes of a block device's logical sectors.
+
+    Raises:
+        OSError: ENOTTY: it is none.
+    """
+    size = bytearray(4)
+    fcntl.ioctl(fd, _BLKSSZGET, size)
+    return int.from_bytes(size, sys.byteorder)
