@@ -11,21 +11,15 @@ processes, mounts or memory.
 
 from __future__ import annotations
 
-import errno
-import itertools
 import os
-import random
 import signal
-import socket
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from penstock.broker.lens import MAX_BYTES, MAX_CHUNKS
 from penstock.broker.outcome import End
 from penstock.broker.peer import ALL, RATES
 from penstock.broker.protocol import (
@@ -33,7 +27,6 @@ from penstock.broker.protocol import (
     REGISTRY,
     BackingClose,
     BackingOpen,
-    BackingReply,
     Ended,
     EndReason,
     Extent,
@@ -48,14 +41,14 @@ from penstock.broker.protocol import (
     Welcome,
     encode,
 )
-from penstock.broker.registrar import MAX_EXTENTS
 from tests.support.brokermessages import packets, ruined
+from tests.support.hostileoffers import OFFERED, pieces, remove_offered
 from tests.support.hostileserver import LAYERS, SIZE, Counted, Play, Server
 
 LEAST = 20_000
 """Messages that the state machine sends, at the least."""
 LEAST_REGISTRY = 300
-"""Of those, to the registry; :func:`test_any_extents` sends it more."""
+"""Of those, to the registry; test_hostile_registry.py sends it more."""
 FROM_SERVER = sorted(kind for kind in Kind if kind >= 16)
 TO_SERVER = sorted(kind for kind in Kind if kind < 16)
 DEPTHS = [State.STARTED, State.JUDGING, State.STARTING, State.SERVING]
@@ -69,7 +62,7 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
     (place / "tree").mkdir()
     with Play(place / "mnt", place / "image", place / "tree") as playing:
         yield playing
-    Path(f"/dev/shm/penstock-test-{os.getpid()}").unlink(missing_ok=True)
+    remove_offered()
 
 
 @pytest.fixture(autouse=True)
@@ -87,49 +80,6 @@ EXTENTS = st.lists(st.builds(Extent, _PLACES, _PLACES, _PLACES), max_size=6) | s
     st.builds(Extent, _PLACES, _PLACES, _PLACES), max_size=6
 ).map(sorted)
 CUTS = st.lists(st.integers(0, 6), max_size=3)
-
-
-def pieces(node: int, length: int, extents: list[Extent], cuts: list[int]) -> list[bytes]:
-    """The messages that register a file, cut where it is said."""
-    borders = [0, *sorted(cut for cut in cuts if cut <= len(extents)), len(extents)]
-    parts = [tuple(extents[a:b]) for a, b in itertools.pairwise(borders)]
-    last = len(parts) - 1
-    return [encode(Map(node, length, at < last, part), 7) for at, part in enumerate(parts)]
-
-
-def opened(flags: int) -> Callable[[Play], int]:
-    """Opens a file of the server's directory, as the server can."""
-    made = os.O_CREAT * (not flags & os.O_PATH)
-    return lambda play: os.open("file", flags | made, 0o600, dir_fd=play.known.tree)
-
-
-def elsewhere(flags: int, folder: str = "/dev/shm") -> Callable[[Play], int]:
-    """Opens a file of another mount; empty: of the very directory, by way of the tree of mounts."""
-
-    def opener(play: Play) -> int:
-        path = Path(folder or play.tree) / f"penstock-test-{os.getpid()}"
-        path.touch()
-        return os.open(path, flags)
-
-    return opener
-
-
-OFFERED: dict[str, Callable[[Play], int]] = {
-    "reads and writes": opened(os.O_RDWR),
-    "reads": opened(os.O_RDONLY),
-    "writes": opened(os.O_WRONLY),
-    "appends": opened(os.O_RDWR | os.O_APPEND),
-    "a directory": lambda play: os.open(".", os.O_RDONLY, dir_fd=play.known.tree),
-    "a directory's path": lambda play: os.open(".", os.O_PATH, dir_fd=play.known.tree),
-    "a path": lambda play: os.open("/proc/self/exe", os.O_PATH),
-    "a memory file": lambda play: os.memfd_create("x"),
-    "an event": lambda play: os.eventfd(0),
-    "a device": lambda play: os.open("/dev/zero", os.O_RDWR),
-    "the device of FUSE": lambda play: os.open("/dev/fuse", os.O_RDWR),
-}
-for _flags in (os.O_RDWR, os.O_RDONLY, os.O_WRONLY, os.O_RDWR | os.O_APPEND, os.O_PATH):
-    OFFERED[f"elsewhere, {_flags:#o}"] = elsewhere(_flags)
-    OFFERED[f"by another mount, {_flags:#o}"] = elsewhere(_flags, "")
 
 
 class HostilePeers(RuleBasedStateMachine):
@@ -245,7 +195,7 @@ class HostilePeers(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), nodes=st.lists(NODES, min_size=1, max_size=100))
     def close_many(self, which: int, nodes: list[int]) -> None:
         """Such as were never registered too."""
-        self.to_registry(which, [encode(BackingClose(node), 3) for node in nodes])
+        self.to_registry(which, [encode(BackingClose((node,)), 3) for node in nodes])
 
     @precondition(lambda self: self.play.has_registry)
     @rule(
@@ -271,7 +221,7 @@ class HostilePeers(RuleBasedStateMachine):
     @precondition(lambda self: self.play.has_registry)
     @rule(which=st.integers(0, 1), pid=st.sampled_from([1, os.getpid()]))
     def somebody_else_to_the_registry(self, which: int, pid: int) -> None:
-        self.to_registry(which, [encode(BackingClose(1))], pid=pid)
+        self.to_registry(which, [encode(BackingClose((1,)))], pid=pid)
 
     @precondition(lambda self: self.play.has_registry)
     @rule(which=st.integers(0, 1), node=st.integers(1, 3))
@@ -418,199 +368,12 @@ def test_a_layer_does_not_come_into_force_later(play: Play) -> None:
     play.unmount()
 
 
-# Backing files, asked for by a server
-
-
 @pytest.fixture
 def serving(play: Play) -> Server:
     """A server of a directory, writable, with passthrough."""
     play.begin(1, "passthrough")
     play.advance_to(State.SERVING)
     return play.servers[0]
-
-
-@pytest.fixture
-def lens(play: Play) -> Server:
-    """A server of an image with a lens."""
-    play.begin(1, "lens")
-    play.advance_to(State.SERVING)
-    return play.servers[0]
-
-
-def ask(play: Play, fd: int, node: int = 5) -> BackingReply:
-    """Offer a descriptor, which is closed here; the broker's answer."""
-    reply = play.register(play.servers[0], [encode(BackingOpen(node), serial=77)], [fd])
-    os.close(fd)
-    assert reply is not None
-    return reply
-
-
-def map_it(play: Play, length: int, *extents: Extent, node: int = 5) -> BackingReply:
-    """Say where a file lies; the broker's answer."""
-    reply = play.register(play.servers[0], pieces(node, length, list(extents), []))
-    assert reply is not None
-    return reply
-
-
-def test_a_file_that_the_server_may_write(play: Play, serving: Server, tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    first = ask(play, os.open(file, os.O_RDWR))
-    assert first.error == 0
-    assert first.backing_id > 0
-    assert ask(play, os.open(file, os.O_RDWR)) == first
-    play.register(serving, [encode(BackingClose(5))])
-    again = ask(play, os.open(file, os.O_RDWR))
-    assert again.error == 0
-    assert again != first
-
-
-LESS = [os.O_RDONLY, os.O_PATH, os.O_WRONLY, os.O_RDWR | os.O_APPEND]
-
-
-@pytest.mark.parametrize("folder", ["/dev/shm", ""])
-@pytest.mark.parametrize("flags", LESS)
-def test_a_file_that_the_server_may_not_write(
-    play: Play, serving: Server, flags: int, folder: str
-) -> None:
-    """Nor may anybody else by way of it, if it is not by its own mount that the server has it."""
-    reply = ask(play, elsewhere(flags, folder)(play))
-    assert reply.error == errno.EPERM
-    assert reply.backing_id == 0
-    assert serving.state is State.SERVING
-
-
-@pytest.mark.parametrize("flags", LESS)
-def test_a_file_of_the_servers_directory(play: Play, serving: Server, flags: int) -> None:
-    """May be read and written by the server, so nobody gains by whatever else it is opened for."""
-    reply = ask(play, opened(flags)(play))
-    assert reply.error == (errno.EPERM if flags & os.O_PATH else 0)
-    assert serving.state is State.SERVING
-
-
-def test_what_is_no_file(play: Play, serving: Server, tmp_path: Path) -> None:
-    ours, theirs = socket.socketpair()
-    ends = os.pipe()
-    for fd in (ours.detach(), theirs.detach(), *ends, os.memfd_create("x"), os.eventfd(0)):
-        assert ask(play, fd).error
-    assert ask(play, os.open(tmp_path, os.O_RDONLY)).error
-    assert ask(play, os.open("/dev/fuse", os.O_RDWR)).error
-    assert serving.state is State.SERVING
-
-
-def test_the_servers_own_sockets(play: Play, serving: Server) -> None:
-    """A socket that is on its way through itself is found by nobody but the kernel."""
-    assert serving.registry is not None
-    for _ in range(30):
-        assert ask(play, os.dup(serving.sock.fileno())).error
-        assert ask(play, os.dup(serving.registry.sock.fileno())).error
-    play.unmount()
-
-
-def any_extents(draw: random.Random) -> list[Extent]:
-    """Such as can be, or nearly such."""
-    extents = []
-    offset = 0
-    for _ in range(draw.choice([0, 1, 2, 5, 40])):
-        offset += 4096 * draw.choice([0, 0, 1, 300])
-        size = 4096 * draw.choice([1, 1, 2, 17, 256])
-        address = 4096 * draw.randrange(max(1, (SIZE - size) // 4096))
-        extents.append(Extent(offset, size, address))
-        offset += size
-    if extents and draw.random() < 0.4:
-        at = draw.randrange(len(extents))
-        field = draw.randrange(3)
-        values = list(extents[at])
-        values[field] = draw.choice(
-            [0, 1, values[field] ^ 512, values[field] ^ 4096, SIZE, 1 << 62, (1 << 64) - 1]
-        )
-        extents[at] = Extent(*values)
-    return extents
-
-
-def test_any_extents(play: Play, lens: Server) -> None:
-    """What can be is a file, what cannot is refused with an errno, thousands of times."""
-    draw = random.Random(5)
-    before = play.counted.registry
-    while play.counted.registry - before < 8_000:
-        extents = any_extents(draw)
-        end = sum(extents[-1][:2]) if extents else 0
-        length = max(0, end + draw.choice([0, 0, -1, -4095, 1, 4096, 1 << 20, 1 << 40, 1 << 61]))
-        if length >= 1 << 64:
-            continue
-        node = draw.randrange(3000)
-        some = pieces(node, length, extents, draw.sample(range(41), draw.randrange(3)))
-        if draw.random() < 0.3:
-            some.append(encode(BackingClose(draw.randrange(3000))))
-        play.register(lens, some, may={errno.ENFILE})
-    assert play.running
-    play.unmount()
-
-
-def test_extents_without_end(play: Play, lens: Server) -> None:
-    """So many as one file may have are taken, and with one more the mount ends."""
-    few = tuple(Extent(at * 4096, 4096, 0) for at in range(2048))
-    for _ in range(MAX_EXTENTS // 2048):
-        play.register(lens, [encode(Map(5, 1 << 30, True, few))])
-    assert play.running
-    play.register(lens, [encode(Map(5, 1 << 30, True, few[:1]))])
-    assert not play.running
-
-
-def test_chunks_that_are_very_many(play: Play, lens: Server) -> None:
-    """Small messages that would be large files of the lens: what they take is bounded."""
-    most = MAX_CHUNKS * 4096
-    border = Extent(4096, 4096, 4096)
-    assert map_it(play, most + 1, border).error == errno.EFBIG
-    sizes = []
-    for node in range(1, 200):
-        reply = play.register(lens, pieces(node, most, [border], []), may={errno.ENFILE})
-        assert reply is not None
-        sizes.append(reply.error)
-    taken = sizes.index(errno.ENFILE)
-    assert 16 < taken <= MAX_BYTES // (8 * MAX_CHUNKS)
-    assert set(sizes[taken:]) == {errno.ENFILE}
-    play.register(lens, [encode(BackingClose(1))])
-    assert map_it(play, most, border, node=999).error == 0
-    play.unmount()
-
-
-@pytest.mark.parametrize("kind", sorted(REGISTRY))
-def test_more_than_the_registry_takes(play: Play, lens: Server, kind: Kind) -> None:
-    """Nobody reads its answers either."""
-    packets = {
-        Kind.BACKING_CLOSE: encode(BackingClose(1)),
-        Kind.MAP: encode(Map(1, 0, False, ())),
-        Kind.BACKING_OPEN: encode(Map(1, 0, True, ())),  # without an end, and without an extent
-    }
-    assert lens.registry is not None
-    for _ in range(2_000_000):
-        if not lens.registry.send(packets[kind]):
-            break
-    else:
-        pytest.fail("as much as one likes")
-    assert "too often" in play.expect_end({End.VIOLATION})
-
-
-def test_a_registry_that_is_hung_up(play: Play, lens: Server) -> None:
-    """Then no file is registered any more, and that is all."""
-    assert lens.registry is not None
-    lens.registry.sock.close()
-    (told,) = play.ask_statistics(encode(Statistics(0, 0, 0, "lens", (), (), (), ())))
-    assert told.counters is not None
-    play.unmount()
-
-
-def test_what_was_refused_to_one_server(play: Play) -> None:
-    """Is refused to the other: else a file would be open in two ways, which is EIO."""
-    play.begin(2, "lens")
-    play.advance_to(State.SERVING)
-    good, bad = (pieces(8, 4096, [Extent(0, 4096, at)], []) for at in (0, 1))
-    for server, said in ((0, bad), (1, good), (0, good)):
-        reply = play.register(play.servers[server], said)
-        assert reply is not None
-        assert reply.error == errno.EINVAL
-    play.unmount()
 
 
 def test_an_end_that_is_announced(play: Play, serving: Server) -> None:
