@@ -171,7 +171,7 @@ def test_one_inode_has_one_number(asking: Callable[..., Asking], tmp_path: Path)
         assert other.error == 0
         assert other != first
         assert made.registrar.statistics().registered == 2
-        made.say(BackingClose(1), server=2)
+        made.say(BackingClose((1,)), server=2)
         assert made.ask(BackingOpen(1), [b.fileno()], server=2).backing_id not in {
             0, other.backing_id,
         }  # fmt: skip

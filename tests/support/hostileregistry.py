@@ -149,7 +149,8 @@ class Known:
         if message.kind not in REGISTRY or (fds and self.files == "lens"):
             return None
         if isinstance(body, BackingClose):
-            self._forget(body.node)
+            for node in body.nodes:
+                self._forget(node)
             return Verdict(answered=False)
         if isinstance(body, BackingOpen):
             errors = self._opening(body.node, fds[0])

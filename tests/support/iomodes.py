@@ -63,6 +63,9 @@ class KeptFiles:
             self.asked["release"] += 1
             del self.live[node]  # which must be there
 
+    def settle(self) -> None:
+        """As the session's."""
+
 
 class IoModes:
     """What is open in the kernel."""

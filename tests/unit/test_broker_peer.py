@@ -63,7 +63,7 @@ GOOD: dict[Kind, Any] = {
     Kind.VERDICT: Verdict("damaged"),
     Kind.STATISTICS: Statistics(0, 0, 0, "copy", (), (), (), ()),
     Kind.BACKING_OPEN: BackingOpen(1),
-    Kind.BACKING_CLOSE: BackingClose(1),
+    Kind.BACKING_CLOSE: BackingClose((1,)),
     Kind.MAP: Map(1, 4096, False, ()),
     Kind.INVALIDATE: Invalidate(1, 0, 0),
     Kind.ENDED: Ended(EndReason.ASKED),

@@ -111,18 +111,15 @@ class Channel:
         flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
         self.sock.sendmsg([encode(body, serial)], ancillary, flags)
 
-    def receive(self, *, wait: bool = True) -> Message | None:
+    def receive(self) -> Message | None:
         """The next message; None when the other side has gone.
-
-        Args:
-            wait: whether to wait for it, on a socket that blocks.
 
         Raises:
             BlockingIOError: there is none yet (on a socket that does not block).
             ProtocolError: what came is none; its descriptors are discarded.
         """
         try:
-            data, ancillary, flags, _ = self._receive_packet(0 if wait else socket.MSG_DONTWAIT)
+            data, ancillary, flags, _ = self._receive_packet()
         except ConnectionError:
             return None
         fds = _descriptors(ancillary)
@@ -141,13 +138,12 @@ class Channel:
                 self.discard(fd)
             raise
 
-    def _receive_packet(self, flags: int) -> tuple[bytes, Ancillary, int, object]:
-        flags |= socket.MSG_CMSG_CLOEXEC
+    def _receive_packet(self) -> tuple[bytes, Ancillary, int, object]:
         try:
-            return self.sock.recvmsg(MAX_MESSAGE + 1, self._space, flags)
+            return self.sock.recvmsg(MAX_MESSAGE + 1, self._space, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             # What was sent before the other side went is still to be had.
-            return self.sock.recvmsg(MAX_MESSAGE + 1, self._space, flags)
+            return self.sock.recvmsg(MAX_MESSAGE + 1, self._space, socket.MSG_CMSG_CLOEXEC)
 
     def close(self) -> None:
         """Close the socket. Idempotent."""

@@ -385,9 +385,9 @@ class BackingOpen(NamedTuple):
 
 
 class BackingClose(NamedTuple):
-    """The inode's backing file is not needed any more. Not answered."""
+    """The backing files of these inodes are not needed any more. Not answered."""
 
-    node: u64
+    nodes: Annotated[tuple[u64, ...], Longest(256)]
 
 
 class Extent(NamedTuple):

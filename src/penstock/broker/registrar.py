@@ -196,7 +196,8 @@ class Registrar:
             raise ProtocolError(f"{message.kind.name} to the registry")
         body = message.body
         if isinstance(body, BackingClose):
-            self._release(body.node)
+            for node in body.nodes:
+                self._release(node)
             return
         try:
             if refusal:

@@ -12,7 +12,6 @@ import errno
 import os
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from itertools import islice
 from typing import Final
@@ -25,7 +24,6 @@ from penstock.broker.protocol import (
     Body,
     Extent,
     Map,
-    Message,
     ProtocolError,
 )
 from penstock.fs import Mapping, MappingType
@@ -34,7 +32,7 @@ __all__ = ["RegistryClient"]
 
 _MAPPED: Final = MappingType.MAPPED
 _EXTENTS_A_MESSAGE: Final = 2048
-_LOOK_NS: Final = 200_000
+_TOGETHER: Final = 64
 _MOST_EXTENTS: Final = 1 << 16
 
 
@@ -50,6 +48,7 @@ class RegistryClient:
         self._channel = Channel(sock)
         self._lock = threading.Lock()
         self._serial = 0
+        self._leaving: list[int] = []
 
     def register(self, node: int, fd: int) -> int:
         """See :class:`penstock.session.Backings`."""
@@ -75,26 +74,32 @@ class RegistryClient:
 
     def release(self, node: int) -> None:
         """See :class:`penstock.session.Backings`."""
-        with self._lock, contextlib.suppress(OSError):  # the broker has gone, and the file with it
-            self._send(BackingClose(node))
+        with self._lock:
+            self._leaving.append(node)
+            if len(self._leaving) >= _TOGETHER:
+                self._close()
+
+    def settle(self) -> None:
+        """See :class:`penstock.session.Backings`."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        """Say what is not needed any more: before anything is asked for, which may be the same."""
+        if self._leaving:
+            nodes, self._leaving = tuple(self._leaving), []
+            with contextlib.suppress(OSError):  # the broker has gone, and the files with it
+                self._send(BackingClose(nodes))
 
     def _send(self, body: Body, fds: Sequence[int] = ()) -> None:
         self._channel.send(body, fds, self._serial)
 
-    def _answer(self) -> Message | None:
-        """What the broker answers. It is looked for a while before it is waited for: the broker
-        takes less time for it than waking this thread would."""
-        deadline = time.perf_counter_ns() + _LOOK_NS
-        while time.perf_counter_ns() < deadline:
-            with contextlib.suppress(BlockingIOError):
-                return self._channel.receive(wait=False)
-        return self._channel.receive()
-
     def _ask(self, body: Body, fds: Sequence[int] = ()) -> int:
         """The number that the broker answers with."""
+        self._close()
         self._serial = self._serial % 0xFFFF_FFFF + 1
         self._send(body, fds)
-        message = self._answer()
+        message = self._channel.receive()
         if message is None:
             raise OSError(errno.EPIPE, "the broker has gone")
         reply = message.body

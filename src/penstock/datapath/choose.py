@@ -137,6 +137,10 @@ class Paths:
         if self._files is not None:
             self._files.forgotten(nodeid)
 
+    def idle(self) -> None:
+        if self._files is not None:
+            self._files.idle()
+
     def sweep(self) -> None:
         """Give up what has not been used for long."""
         if self._files is not None:

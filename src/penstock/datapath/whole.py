@@ -46,6 +46,8 @@ the request for it."""
 IDLE_SECONDS: Final = 60.0
 """They are given up after so long."""
 
+_MOMENTS: Final = 40
+"""Some 50 µs, where a worker looks for requests."""
 _GONE: Final = frozenset({errno.EOPNOTSUPP, errno.ELOOP, errno.ENOTCONN, errno.EPIPE})
 """What says that no file of this mount can be carried."""
 _ALLOWED: Final = int(FOpen.NOFLUSH)
@@ -104,6 +106,8 @@ class WholeFiles:
         self._refused: dict[int, str] = {}
         self._stored: set[int] = set()
         self._lock = threading.Lock()
+        self._put_off = 0
+        """Idle moments until what was given up is to be released; 0 = nothing was."""
         self.carried = self.read = 0
         """Files opened in either way."""
 
@@ -238,11 +242,20 @@ class WholeFiles:
                 if inode.used > before:
                     break
                 self._give_up(nodeid)
+        self._backings.settle()
 
     def _give_up(self, nodeid: int) -> None:
         del self._idle[nodeid]
         del self._inodes[nodeid]
         self._backings.release(nodeid)
+        self._put_off = _MOMENTS
+
+    def idle(self) -> None:
+        """No request waits. After some such moments, what was given up is really released."""
+        if self._put_off:
+            self._put_off -= 1
+            if not self._put_off:
+                self._backings.settle()
 
     @property
     def refused(self) -> int:

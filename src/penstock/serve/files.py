@@ -70,6 +70,9 @@ class OwnBackings:
             if file is not None and self._lens is not None:
                 self._lens.forget(file)
 
+    def settle(self) -> None:
+        """Nothing was put off."""
+
     @property
     def _there(self) -> Backings:
         if self._backings is None:

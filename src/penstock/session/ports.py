@@ -128,6 +128,10 @@ class DataPaths(Protocol):
         0."""
         ...
 
+    def idle(self) -> None:
+        """No request waits; called again and again while none does."""
+        ...
+
     def released(self, nodeid: int) -> None:
         """An opened file is closed."""
         ...
@@ -154,5 +158,10 @@ class Backings(Protocol):
         ...
 
     def release(self, node: int) -> None:
-        """The inode's backing file is not needed any more."""
+        """The inode's backing file is not needed any more. May be put off until :meth:`settle`, or
+        until something is registered."""
+        ...
+
+    def settle(self) -> None:
+        """Nothing is being asked for now: carry out what was put off."""
         ...

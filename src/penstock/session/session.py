@@ -186,6 +186,8 @@ class Session:
 
     def idle(self) -> bool:
         """Use a moment in which no request waits; whether there is more to do. Some 100 µs."""
+        if self._carries:
+            self._datapaths.idle()
         if self._listings is not None and self._listings.prepare():
             return True
         if self._prepare is None:
