@@ -90,7 +90,7 @@ def test_a_file_that_the_server_may_write(play: Play, serving: Server, tmp_path:
     assert first.error == 0
     assert first.backing_id > 0
     assert ask(play, os.open(file, os.O_RDWR)) == first
-    play.register(serving, [encode(BackingClose(5))])
+    play.register(serving, [encode(BackingClose((5,)))])
     again = ask(play, os.open(file, os.O_RDWR))
     assert again.error == 0
     assert again != first
@@ -172,7 +172,7 @@ def test_any_extents(play: Play, lens: Server) -> None:
         node = draw.randrange(3000)
         some = pieces(node, length, extents, draw.sample(range(41), draw.randrange(3)))
         if draw.random() < 0.3:
-            some.append(encode(BackingClose(draw.randrange(3000))))
+            some.append(encode(BackingClose((draw.randrange(3000),))))
         play.register(lens, some, may={errno.ENFILE})
     assert play.running
     play.unmount()
@@ -201,7 +201,7 @@ def test_chunks_that_are_very_many(play: Play, lens: Server) -> None:
     taken = sizes.index(errno.ENFILE)
     assert 16 < taken <= MAX_BYTES // (8 * MAX_CHUNKS)
     assert set(sizes[taken:]) == {errno.ENFILE}
-    play.register(lens, [encode(BackingClose(1))])
+    play.register(lens, [encode(BackingClose((1,)))])
     assert map_it(play, most, border, node=999).error == 0
     play.unmount()
 
@@ -210,7 +210,7 @@ def test_chunks_that_are_very_many(play: Play, lens: Server) -> None:
 def test_more_than_the_registry_takes(play: Play, lens: Server, kind: Kind) -> None:
     """Nobody reads its answers either."""
     packets = {
-        Kind.BACKING_CLOSE: encode(BackingClose(1)),
+        Kind.BACKING_CLOSE: encode(BackingClose((1,))),
         Kind.MAP: encode(Map(1, 0, False, ())),
         Kind.BACKING_OPEN: encode(Map(1, 0, True, ())),  # without an end, and without an extent
     }

@@ -25,6 +25,7 @@ class KeptFiles:
     Attributes:
         live: the numbers by inode.
         asked: how often it was asked to register, and how many files it gave up.
+        settled: how often it was told that nothing is being asked for.
         error: has an errno for an inode, or 0.
         closing: called with an inode before its file is given up.
     """
@@ -32,6 +33,7 @@ class KeptFiles:
     def __init__(self, limit: int = 4096) -> None:
         self.live: dict[int, int] = {}
         self.asked: collections.Counter[str] = collections.Counter()
+        self.settled = 0
         self.error: Callable[[int], int] = lambda node: 0
         self.closing: Callable[[int], None] = lambda node: None
         self._limit = limit
@@ -65,6 +67,7 @@ class KeptFiles:
 
     def settle(self) -> None:
         """As the session's."""
+        self.settled += 1
 
 
 class IoModes:

@@ -21,7 +21,7 @@ from penstock.abi.fuse import (
 )
 from penstock.datapath import Paths, WholeFiles
 from penstock.datapath import whole as module
-from penstock.datapath.whole import IDLE_SECONDS, SMALL
+from penstock.datapath.whole import IDLE_SECONDS, SMALL, STORED
 from penstock.fs import (
     Backing,
     FileHandle,
@@ -128,6 +128,7 @@ class World:
     def step(self) -> None:
         """One thing that may happen."""
         draw = self.draw.random()
+        self.server().idle()
         if draw < 0.35:
             self.ask()
         elif draw < 0.6 and self.answered:
@@ -463,6 +464,52 @@ def test_direct_io_through_a_lens(registry: KeptFiles) -> None:
         files.released(node)
     assert opens(files, 1, os.O_RDONLY) > 0
     assert opens(files, 2, DIRECT) == 0
+
+
+def test_what_was_given_up_is_settled_later(files: WholeFiles, registry: KeptFiles) -> None:
+    """When there have been some moments in which nothing was to be done, and once."""
+    opens(files)
+    files.released(1)
+    for _ in range(1000):
+        files.idle()
+    assert registry.settled == 0
+    files.forgotten(1)
+    files.idle()
+    assert registry.settled == 0
+    for _ in range(1000):
+        files.idle()
+    assert registry.settled == 1
+
+
+def test_what_is_sent_along(files: WholeFiles) -> None:
+    """All of a small file that is opened for the first time, and by nobody else."""
+
+    def sent(node: int, length: int, reply: OpenReply | None = None, *, close: bool = True) -> int:
+        given = reply or reply_of(length)
+        answer = files.opened(node, os.O_RDONLY, given)
+        assert answer == given
+        found = files.stored(node, answer)
+        if close:
+            files.released(node)
+        return found
+
+    assert sent(1, 1) == 1
+    assert sent(1, 1) == 0
+    assert sent(2, STORED) == STORED
+    assert sent(3, STORED + 1) == sent(4, 0) == 0
+    assert sent(5, 100, reply_of(100)._replace(flags=0)) == 0
+    assert sent(6, 100, reply_of(whole=False)) == 0
+    files.opened(7, os.O_RDONLY, reply_of(100))
+    assert sent(7, 100) == 0
+    files.released(7)
+    assert sent(7, 100) == 100
+
+
+def test_nothing_is_sent_along_by_several_processes(registry: KeptFiles) -> None:
+    """Each knows only what it has opened itself."""
+    files = WholeFiles("lens", registry, shared=True)
+    answer = files.opened(1, os.O_RDONLY, reply_of(100))
+    assert files.stored(1, answer) == 0
 
 
 def test_what_was_never_opened(files: WholeFiles, registry: KeptFiles) -> None:
