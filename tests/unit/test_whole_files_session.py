@@ -73,6 +73,10 @@ class Told(Operations):
     def tmpfile(self, *_: Any) -> tuple[Entry, OpenReply]:
         return self._entry(), self._reply()
 
+    def read(self, ctx: Context, nodeid: NodeId, fh: FileHandle, *_: Any) -> bytes:
+        self.told.append(("read", fh))
+        raise TypeError("a fault")
+
     def carried(self, nodeid: NodeId, fh: FileHandle) -> None:
         self.told.append(("carried", fh))
         if self.fault == "carried":
@@ -176,6 +180,30 @@ def test_a_fault_of_the_filesystem(dialogue: Dialogue) -> None:
             ("release", dialogue.filesystem.next),
         ]
         assert dialogue.opens() == 0
+
+
+def test_an_answer_that_cannot_be_written(dialogue: Dialogue) -> None:
+    """Is no opening: its handle is closed, and the file can be opened otherwise."""
+    dialogue.filesystem.next = (1 << 64) + 5
+    for opening in (dialogue.open, dialogue.create, dialogue.tmpfile):
+        with pytest.raises(OSError) as caught:
+            opening()
+        assert caught.value.errno == errno.EIO
+        assert dialogue.filesystem.told[-1] == ("release", dialogue.filesystem.next)
+        assert dialogue.opens() == 0
+
+
+def test_a_fault_when_a_small_file_is_sent_along() -> None:
+    """Hurts nobody: the file is open, and who reads it hears of the fault."""
+    dialogue = Dialogue(Told())
+    dialogue.files = WholeFiles("passthrough", dialogue.registry)
+    dialogue.paths = Paths("auto", files=dialogue.files)
+    dialogue.filesystem.whole = lambda: WholeFile(Backing(7), 100)
+    with WireClient(dialogue.filesystem, datapaths=dialogue.paths, carries=True) as client:
+        arg = fixed(OpenIn, flags=os.O_RDONLY)
+        assert client.ask(requests.Open(arg), 2).arg.open_flags == GIVEN
+        assert dialogue.filesystem.told == [("read", dialogue.filesystem.next)]
+        assert dialogue.opens() == 1
 
 
 def test_an_error_of_the_choice_closes_the_file(dialogue: Dialogue) -> None:

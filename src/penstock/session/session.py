@@ -292,7 +292,12 @@ class Session:
             answer, opened = self._opened(header, request, answer)
             if opcode == _OPEN and self._carries:
                 store = self._content(header, answer)
-        body = row.encode(answer, request)
+        try:
+            body = row.encode(answer, request)
+        except Exception:
+            if opened is not None:
+                self._close(*opened)
+            raise
         if opcode == _READDIRPLUS:
             body, nodes = body
         elif opcode in ENTRY_OPCODES:
@@ -333,8 +338,8 @@ class Session:
             data = self._operations.read(context, nodeid, reply.fh, 0, size, 0, None)
             if isinstance(data, Mapped):
                 return self._datapaths.mapped(data, 0, self._operations.devices)
-        except (OSError, ValueError):
-            return None  # who reads it is told
+        except Exception:  # noqa: BLE001 - who reads it is told
+            return None
         return data if isinstance(data, bytes) and len(data) == size else None
 
     def _close(self, opcode: int, nodeid: int, fh: int, *, counted: bool = True) -> None:
