@@ -4,6 +4,7 @@ many users, several processes, and what is left when one of them is killed."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -305,6 +306,13 @@ print(done, direct)
 """
 
 
+def outputs(client: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a client has said, and of what it has complained."""
+    assert client.stdout is not None
+    assert client.stderr is not None
+    return client.stdout.read(), client.stderr.read()
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_many_clients_and_processes(processes: int, tmp_path: Path) -> None:
     """They open the same files at once, with O_DIRECT too: it works or is EINVAL, and never EIO."""
@@ -313,16 +321,26 @@ def test_many_clients_and_processes(processes: int, tmp_path: Path) -> None:
     options = f"processes={processes},workers=2"
     with contained(image, tmp_path / "mnt", options) as mount:
         assert len(mount.servers) == processes
-        clients = [
-            subprocess.Popen(
-                [sys.executable, "-c", CLIENT, mount.mountpoint, str(seed), "1"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for seed in range(4)
-        ]  # fmt: skip
-        for client in clients:
-            out, said = client.communicate(json.dumps(expected), timeout=60)
-            assert (client.returncode, said) == (0, "")
+        with contextlib.ExitStack() as running:
+            clients = [
+                running.enter_context(
+                    subprocess.Popen(
+                        [sys.executable, "-c", CLIENT, mount.mountpoint, str(seed), "1"],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                    )
+                )
+                for seed in range(4)
+            ]
+            for client in clients:
+                assert client.stdin is not None
+                client.stdin.write(json.dumps(expected))
+                client.stdin.close()
+            said = [(client.wait(60), *outputs(client)) for client in clients]
+        for code, out, failure in said:
+            assert (code, failure) == (0, "")
             assert int(out.split()[0]) > 20
         statistics = mount.statistics()
         assert statistics["datapath"] == "lens"
