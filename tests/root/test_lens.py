@@ -188,6 +188,24 @@ def test_a_forgotten_file_is_not_served_again(image: Path, fd: int) -> None:
             lens.forget(file)
 
 
+def test_what_is_mapped_stays(image: Path, fd: int) -> None:
+    """A file that is forgotten is read as long as somebody has a mapping of it; then it goes."""
+    half = SIZE // 2
+    data = image.read_bytes()
+    with Lens(fd, 0, SIZE, PAGE) as lens:
+        file = lens.put(SIZE, (Extent(0, half, half), Extent(half, half, 0)))
+        with mmap.mmap(file.fd, SIZE, prot=mmap.PROT_READ) as memory:
+            memory.madvise(mmap.MADV_RANDOM)
+            os.close(file.fd)
+            lens.forget(file)
+            assert bytes(memory) == data[half:] + data[:half]
+            assert lens._used == file.size
+        other = lens.put(PAGE, (Extent(0, PAGE, 0),))
+        os.close(other.fd)
+        lens.forget(other)
+        assert lens._used == 0
+
+
 def used_blocks(lens: Lens) -> int:
     """What the files of a lens take of the disk."""
     return os.fstat(lens._meta).st_blocks * 512

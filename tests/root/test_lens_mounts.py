@@ -258,6 +258,45 @@ def test_more_files_open_than_can_be_registered(many_descriptors: None, tmp_path
             assert resident(pid) - kibibytes < 24 << 10
 
 
+MAPPING = """
+import ctypes, hashlib, os, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+fd = os.open(sys.argv[1] + "/mapped", os.O_RDONLY)
+size = os.fstat(fd).st_size
+memory = libc.mmap(None, size, 1, 1, fd, 0)
+libc.madvise(memory, size, 1)  # no more of it is read than is touched
+ctypes.string_at(memory, 1)
+os.close(fd)
+for name in range(int(sys.argv[2])):
+    os.close(os.open(f"{sys.argv[1]}/{name}", os.O_RDONLY))
+print(hashlib.sha256(ctypes.string_at(memory, size)).hexdigest())
+"""
+
+
+def _mapped(image: Path) -> None:
+    with kernel_mount(image, image.with_suffix(".fill")) as top:
+        (top / "mapped").write_bytes(random.Random(4).randbytes(4 * MIB))
+        for number in range(KEPT + 100):
+            (top / str(number)).write_bytes(b"%d" % number)
+
+
+def test_a_mapping_outlives_its_file(tmp_path: Path) -> None:
+    """The file is closed, and so many others opened since that it is not kept; nobody tells that
+    it is mapped. Another file's bytes, or the lens's own, would be what a program executes."""
+    image = cached_image(_mapped, size=64 * MIB, options=("-b", "4096", "-N", "4096"))
+    expected = kernels_view(image, tmp_path)["mapped"]
+    with contained(image, tmp_path / "mnt", "datapath=lens") as mount:
+        words = [sys.executable, "-c", MAPPING, str(mount.mountpoint), str(KEPT + 100)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+        statistics = mount.statistics()
+        assert statistics["opens"]["lens"] == KEPT + 101
+        assert statistics["backing_files"] <= KEPT
+
+
 # Several processes
 
 

@@ -245,6 +245,25 @@ def test_what_fails_leaves_no_room_taken(
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+def test_room_is_given_back(asking: Callable[..., Asking], image: Path) -> None:
+    """By a thread that has nobody's rights, soon after a file was given up."""
+    lens = a_lens(image)
+    made = asking(lens=lens)
+    wide = tuple(range(0, 100 * PAGE, PAGE))
+    for node in range(1, 400):
+        assert made.ask(a_map(node, *wide)).error == 0
+        made.say(BackingClose((node,)))
+
+    def drained() -> bool:
+        """The kernel lets go of them a little later, and files that follow find out."""
+        assert made.ask(a_map(400, 0)).error == 0
+        made.say(BackingClose((400,)))
+        return len(lens._leaving) < 20
+
+    wait_for(drained, "room for others")
+    assert lens._used < 20 * 1000
+
+
 def test_without_the_rights(
     asking: Callable[..., Asking], image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

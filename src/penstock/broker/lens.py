@@ -15,6 +15,11 @@ Facts about EROFS (fs/erofs)
     - Inodes are read when they are first asked for, by number, which need not be in a directory. So
       they can be added while it is mounted.
     - With a link count of 0 an inode leaves the kernel's cache with its last user.
+    - Where the chunks of a file lie is read whenever a page of it is: it must stay there as long as
+      the file is open, which it is as long as it is mapped. A mapping by way of FUSE holds the
+      backing file and not the FUSE file, of which RELEASE is sent before: so nobody is told when it
+      ends. But a lease for writing is granted only to who alone has the file open (F_SETLEASE, by
+      the file's owner).
     - What a chunk may be long is any power of two that divides each border of an extent. The longer
       the fewer are looked up, and the faster it reads.
     - The instance's own file can be a regular one only where the filesystem has ``read_folio``,
@@ -26,8 +31,10 @@ Facts about EROFS (fs/erofs)
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import struct
@@ -36,6 +43,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
 from penstock.abi.mount import MountAttr
+from penstock.abi.process import NOBODY
 from penstock.broker.protocol import Extent
 from penstock.formats.erofs.format import (
     DEVICE_SLOT_SIZE,
@@ -83,6 +91,8 @@ _INODE: Final = struct_of(ExtendedInode).pack
 _HOLE: Final = 0xFFFF | NULL_BLOCK << 32
 _DEVICE: Final = 1 << 16
 _MAX_CHUNK_BITS: Final = 31
+_LOOKED_AT: Final = 3
+"""Files that are on their way out, at a time."""
 _FALLOC_PUNCH: Final = 1 | 2
 _PLACES: Final = ("/var/tmp", "/tmp", "/run")  # noqa: S108 - the file has no name there
 _BDI: Final = "/sys/class/bdi"
@@ -145,6 +155,7 @@ class Lens:
         self._begin, self._end = offset, offset + length
         self._next = _FIRST
         self._used = 0
+        self._leaving: collections.deque[LensFile] = collections.deque()
         self.on_loop = False
         """Whether it lies on loop devices; only then it takes O_DIRECT."""
         with contextlib.ExitStack() as undo:
@@ -253,14 +264,17 @@ class Lens:
         try:
             if os.pwrite(self._meta, body, place) != len(body):
                 raise OSError(errno.ENOSPC, "there is no room for the lens")
-            nid = self._number(place)
-            handle = _HANDLE.pack(nid >> 32, nid & 0xFFFF_FFFF, 0)
-            fd = open_by_handle(self._root, _HANDLE_TYPE, handle, os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._open(place)
         except OSError:
             self._punch(file)
             raise
         self._used += file.size
         return file._replace(fd=fd)
+
+    def _open(self, place: int) -> int:
+        nid = self._number(place)
+        handle = _HANDLE.pack(nid >> 32, nid & 0xFFFF_FFFF, 0)
+        return open_by_handle(self._root, _HANDLE_TYPE, handle, os.O_RDONLY | os.O_CLOEXEC)
 
     def _check(self, length: int, extents: Sequence[Extent]) -> None:
         mask = (1 << self._bits) - 1
@@ -299,9 +313,32 @@ class Lens:
         return indexes.tobytes()
 
     def forget(self, file: LensFile) -> None:
-        """Give back the room of a file that nobody has open any more. Its place stays unused."""
-        self._used -= file.size
-        self._punch(file)
+        """Give back the room of a file, now or when nobody has it open or mapped any more. Its
+        place stays unused."""
+        self._leaving.append(file)
+        for _ in range(min(len(self._leaving), _LOOKED_AT)):
+            file = self._leaving.popleft()
+            if self._in_use(file):
+                self._leaving.append(file)
+            else:
+                self._used -= file.size
+                self._punch(file)
+
+    def _in_use(self, file: LensFile) -> bool:
+        """Whether somebody else has a file open; True if that cannot be found out."""
+        try:
+            fd = self._open(file.place)
+        except OSError:
+            return True
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(fd)
 
     def _punch(self, file: LensFile) -> None:
         with contextlib.suppress(OSError):
@@ -322,7 +359,7 @@ class Lens:
 
 
 def _inode(form: int, mode: int, size: int, union: int, *, links: int) -> bytes:
-    return _INODE(*ExtendedInode(form, 0, mode, size, union, 1, 0, 0, 0, 0, links))
+    return _INODE(*ExtendedInode(form, 0, mode, size, union, 1, NOBODY, NOBODY, 0, 0, links))
 
 
 def _chunk_bits(length: int, extents: Sequence[Extent], least: int) -> int:

@@ -260,10 +260,10 @@ class Registrar:
         try:
             number = self._backings.add(node, file.fd)
         except OSError:
+            os.close(file.fd)
             self._lens.forget(file)
             raise
-        finally:
-            os.close(file.fd)
+        os.close(file.fd)
         self._files[node] = file
         return number
 

@@ -55,10 +55,10 @@ class OwnBackings:
             try:
                 number = self._there.add(node, file.fd)
             except OSError:
+                os.close(file.fd)
                 self._lens.forget(file)
                 raise
-            finally:
-                os.close(file.fd)
+            os.close(file.fd)
             self._files[node] = file
             return number
 
