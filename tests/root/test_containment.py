@@ -31,9 +31,7 @@ from tests.support.servings import Serving, serving
 
 pytestmark = pytest.mark.requires("fuse", "loop")
 
-HELD = re.compile(
-    r"/null|/fuse|pipe:\[\d+\]|socket:\[\d+\]|anon_inode:\[(eventfd|io_uring)\]"
-)
+HELD = re.compile(r"/null|/fuse|pipe:\[\d+\]|socket:\[\d+\]|anon_inode:\[(eventfd|io_uring)\]")
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,11 @@ It parses nothing of an image and imports nothing that does. Start with ``mount.
 beginning to end. ``protocol.py`` has the messages between broker and server, ``channel.py`` carries
 them (docs/broker-protocol.md says who may send what when), ``peer.py`` is the broker's view of one
 server, and ``launch.py`` starts it. ``attach.py`` has the three ways of mounting, ``handshake.py``
-answers INIT, ``requests.py`` carries out what servers ask for, ``backings.py`` registers backing
-files, ``keeper.py`` unmounts when the broker dies, ``opener.py`` opens files by handle for the
-servers of directories.
+answers INIT, ``handover.py`` hands the connection over. Data that the kernel carries: ``files.py``
+keeps what ``carriers.py`` has found possible, ``lens.py`` makes files of an image's mappings,
+``registrar.py`` serves the servers' requests for backing files, which ``backings.py`` registers.
+``keeper.py`` unmounts when the broker dies, ``opener.py`` opens files by handle for the servers of
+directories.
 
 Each is imported by who needs it: the server's side needs little.
 """
@@ -15,18 +17,22 @@ Each is imported by who needs it: the server's side needs little.
 __all__ = [
     "attach",
     "backings",
+    "carriers",
     "channel",
     "codec",
     "ending",
+    "files",
+    "handover",
     "handshake",
     "keeper",
     "launch",
+    "lens",
     "mount",
     "opener",
     "options",
     "outcome",
     "peer",
     "protocol",
-    "requests",
+    "registrar",
     "statistics",
 ]

@@ -100,7 +100,7 @@ def statx(fd: int, name: bytes = b"") -> StatxTuple:
     buffer = _buffer.statx
     if _statx(fd, name, _AS_NAMED if name else _ITSELF, _WANTED, buffer):
         raise failed("statx", name)
-    return _STATX(buffer)  # type: ignore[return-value]
+    return _STATX(buffer)
 
 
 def look(fd: int, name: bytes) -> StatxTuple | None:
@@ -110,7 +110,7 @@ def look(fd: int, name: bytes) -> StatxTuple | None:
         if get_errno() == errno.ENOENT:
             return None
         raise failed("statx", name)
-    return _STATX(buffer)  # type: ignore[return-value]
+    return _STATX(buffer)
 
 
 def openat_beneath(fd: int, name: bytes, flags: int, mode: int = 0) -> int:

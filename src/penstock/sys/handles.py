@@ -57,7 +57,7 @@ def _encode(fd: int, name: bytes, flags: int) -> bytes:
     _set_length(buffer, 0, _MOST)
     if _name_to_handle_at(fd, name, buffer, _buffer.mount_address, flags):
         raise failed("name_to_handle_at", name)
-    return buffer[: _HEAD + buffer[0][0]]
+    return buffer[: _HEAD + buffer[0][0]]  # type: ignore[return-value]
 
 
 def encode_handle(fd: int, name: bytes) -> bytes:
