@@ -316,3 +316,17 @@ def test_its_end_before_it_was_started(device: int, image: Path) -> None:
     )
     registrar.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_nobody_waits_for_a_registrar_that_failed(
+    asking: Callable[..., Asking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its servers hear of the end at once, and read from then on."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Registrar, "_carry_out", fail)
+    made = asking(servers=2)
+    made.say(BackingClose((1,)))
+    assert [channel.receive() for channel in made.channels] == [None, None]

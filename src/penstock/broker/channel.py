@@ -39,6 +39,8 @@ from penstock.broker.protocol import MAX_MESSAGE, Body, Message, ProtocolError, 
 __all__ = ["Channel"]
 
 _INTS: Final = array.array("i").itemsize
+_TRUNC: Final = int(socket.MSG_TRUNC)
+_CTRUNC: Final = int(socket.MSG_CTRUNC)
 
 Ancillary = Sequence[tuple[int, int, bytes]]
 
@@ -124,11 +126,11 @@ class Channel:
             return None
         fds = _descriptors(ancillary)
         try:
-            if not data and not ancillary and not flags & socket.MSG_CTRUNC:
+            if not data and not ancillary and not flags & _CTRUNC:
                 return None
-            if flags & socket.MSG_TRUNC or len(data) > MAX_MESSAGE:
+            if flags & _TRUNC or len(data) > MAX_MESSAGE:
                 raise ProtocolError("a message that is too long")
-            if flags & socket.MSG_CTRUNC:
+            if flags & _CTRUNC:
                 raise ProtocolError("a message with descriptors that cannot be taken")
             if self.sender is not None and _sender(ancillary) != self.sender:
                 raise ProtocolError("a message of another process")

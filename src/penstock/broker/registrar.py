@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import select
 import socket
@@ -43,6 +44,8 @@ from penstock.broker.protocol import (
 from penstock.sys.capabilities import set_name
 
 __all__ = ["MAX_EXTENTS", "Registrar"]
+
+_log = logging.getLogger(__name__)
 
 MAX_EXTENTS: Final = 1 << 16
 """Of one file."""
@@ -164,6 +167,14 @@ class Registrar:
         waiter.register(self._wake, select.POLLIN)
         for fd in self._clients:
             waiter.register(fd, select.POLLIN)
+        try:
+            self._listen(waiter, refusal)
+        except Exception:  # noqa: BLE001 - nobody may wait for an answer that does not come
+            _log.exception("the registrar failed; files are read from now on")
+            for client in self._clients.values():
+                client.channel.close()
+
+    def _listen(self, waiter: select.poll, refusal: int) -> None:
         while True:
             for fd, _ in waiter.poll():
                 if fd == self._wake:
