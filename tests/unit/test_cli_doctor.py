@@ -547,7 +547,6 @@ def test_probe_calls_that_change_nothing(tmp_path: Path) -> None:
             action()
         except OSError as error:
             assert error.errno in {1, 13, 22, 38, 95}  # noqa: PT017  either outcome is right
-    assert probe.file_handle_size(sys.executable) >= 8
     file = tmp_path / "f"
     file.write_bytes(b"x")
     with open(file, "rb") as opened, pytest.raises(OSError, match=r".") as caught:

@@ -65,7 +65,8 @@ from penstock.formats.erofs.format import (
 )
 from penstock.formats.layout import struct_of
 from penstock.sys import mount as sysmount
-from penstock.sys.files import fallocate, open_by_handle
+from penstock.sys.files import fallocate
+from penstock.sys.handles import open_handle
 from penstock.sys.loop import attach_loop, sector_size
 
 __all__ = ["MAX_BYTES", "MAX_CHUNKS", "Lens", "LensFile", "block_bits_of"]
@@ -83,7 +84,8 @@ _ROOT: Final = _PAGE
 _FIRST: Final = 2 * _PAGE
 _HANDLE_TYPE: Final = 0x81
 """FILEID_INO64_GEN with the number's upper half first, as fs/erofs/super.c has it."""
-_HANDLE: Final = struct.Struct("=III")
+_HANDLE: Final = struct.Struct("=Ii III")
+"""``struct file_handle``: its length and type, then what EROFS makes of it."""
 _INDEXES: Final = int(ChunkFormat.INDEXES)
 _CHUNKED: Final = inode_format(Layout.CHUNK_BASED, extended=True)
 _INLINE: Final = inode_format(Layout.FLAT_INLINE, extended=True)
@@ -273,8 +275,8 @@ class Lens:
 
     def _open(self, place: int) -> int:
         nid = self._number(place)
-        handle = _HANDLE.pack(nid >> 32, nid & 0xFFFF_FFFF, 0)
-        return open_by_handle(self._root, _HANDLE_TYPE, handle, os.O_RDONLY | os.O_CLOEXEC)
+        handle = _HANDLE.pack(12, _HANDLE_TYPE, nid >> 32, nid & 0xFFFF_FFFF, 0)
+        return open_handle(self._root, handle, os.O_RDONLY)
 
     def _check(self, length: int, extents: Sequence[Extent]) -> None:
         mask = (1 << self._bits) - 1

@@ -45,7 +45,7 @@ from penstock.sys.capabilities import (
     set_name,
     set_parent_death_signal,
 )
-from penstock.sys.files import open_by_handle
+from penstock.sys.handles import open_handle
 from penstock.sys.process import wait_pidfd
 
 __all__ = ["ANSWER", "FLAGS", "LONGEST", "Opener"]
@@ -176,4 +176,4 @@ def _open(directory: int, packet: bytes) -> int:
     if not kind & _CONNECTABLE:
         raise OSError(errno.ESTALE, "the handle does not say where the file lies")
     flags |= os.O_CLOEXEC | (0 if flags & os.O_PATH else os.O_NONBLOCK | os.O_NOCTTY)
-    return open_by_handle(directory, kind, packet[_HEAD.size :], flags)
+    return open_handle(directory, packet[FLAGS.size :], flags)

@@ -24,7 +24,6 @@ __all__ = [
     "kind_and_mount",
     "large_pipe",
     "link_descriptor",
-    "open_by_handle",
     "opened_again",
     "rename2",
 ]
@@ -40,7 +39,6 @@ _STATX_MNT_ID: Final = 0x1000
 _KIND_AND_MOUNT: Final = struct.Struct("<I24xH114xQ")
 _STATX_BTIME_OFFSET: Final = 80
 _DIRENT: Final = struct.Struct("<QqHB")
-_FILE_HANDLE: Final = struct.Struct("=Ii")
 _PIPE_SIZES: Final = (2 << 20, 1 << 20)
 
 IMAGE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -143,19 +141,3 @@ def getdents(fd: int, size: int = 4096) -> list[Dirent]:
         entries.append(Dirent(name, ino, following, kind))
         offset += length
     return entries
-
-
-def open_by_handle(mount: int, kind: int, handle: bytes, flags: int) -> int:
-    """open_by_handle_at(2): a file by the number that its filesystem has given it.
-
-    Args:
-        mount: any open file of the filesystem.
-        kind: ``handle_type``.
-        handle: ``f_handle``.
-        flags: O_*.
-
-    Raises:
-        OSError: EPERM without CAP_DAC_READ_SEARCH, ESTALE (there is no such file).
-    """
-    packed = _FILE_HANDLE.pack(len(handle), kind) + handle
-    return call("open_by_handle_at", mount, packed, flags)

@@ -28,10 +28,11 @@ from typing import Final
 
 from penstock.sys.rawcalls import failed, prototype
 
-__all__ = ["CONNECTABLE", "encode_handle", "encode_own_handle", "open_handle"]
+__all__ = ["CONNECTABLE", "encode_handle", "encode_own_handle", "file_handle", "open_handle"]
 
 CONNECTABLE: Final = 0x2
 _EMPTY_PATH: Final = 0x1000
+_AT_FDCWD: Final = -100
 _MOST: Final = 128
 _HEAD: Final = 8
 _LENGTH: Final = struct.Struct("=I")
@@ -69,12 +70,25 @@ def encode_handle(fd: int, name: bytes) -> bytes:
     return _encode(fd, name, CONNECTABLE)
 
 
+def file_handle(path: str | os.PathLike[str], flags: int = 0) -> bytes:
+    """The handle of what a path leads to, but for a link at its end.
+
+    Args:
+        path: as for open(2).
+        flags: 0, or :data:`CONNECTABLE`.
+
+    Raises:
+        OSError: as :func:`encode_handle`.
+    """
+    return _encode(_AT_FDCWD, os.fsencode(path), flags)
+
+
 def encode_own_handle(fd: int) -> bytes:
     """The handle of what is open, without its parent: of a file that has no name."""
     return _encode(fd, b"", _EMPTY_PATH)
 
 
-def open_handle(mount: int, handle: bytes, flags: int) -> int:
+def open_handle(mount: int, handle: bytes, flags: int = os.O_RDONLY) -> int:
     """Open a file by its handle.
 
     Args:

@@ -14,9 +14,7 @@ from typing import Final
 from penstock.sys.libc import call, syscall
 
 __all__ = [
-    "AT_HANDLE_CONNECTABLE",
     "clone_range",
-    "file_handle_size",
     "idmap_mount",
     "io_uring_supported",
     "measure_verity",
@@ -31,24 +29,12 @@ _IO_URING_PARAMS: Final = 120
 _MOUNT_ATTR_IDMAP: Final = 0x0010_0000
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_FDCWD: Final = -100
-_MAX_HANDLE: Final = 128
 _FAN_INIT: Final = 0x1 | 0x2 | 0x200 | 0x400 | 0x800
 """FAN_CLOEXEC, FAN_NONBLOCK, FAN_REPORT_FID, FAN_REPORT_DIR_FID, FAN_REPORT_NAME."""
 _FAN_EVENTS: Final = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200
 """FAN_MODIFY, FAN_ATTRIB, FAN_MOVED_FROM, FAN_MOVED_TO, FAN_CREATE, FAN_DELETE."""
 _FAN_MARK_ADD: Final = 0x1
 _FAN_MARK_FILESYSTEM: Final = 0x100
-
-AT_HANDLE_CONNECTABLE: Final = 0x2
-"""name_to_handle_at(2): the handle also names the parent (Linux 6.13)."""
-
-
-class _FileHandle(ctypes.Structure):
-    _fields_ = (
-        ("bytes", ctypes.c_uint),
-        ("type", ctypes.c_int),
-        ("data", ctypes.c_ubyte * _MAX_HANDLE),
-    )
 
 
 class _MountAttr(ctypes.Structure):
@@ -98,25 +84,6 @@ def io_uring_supported() -> None:
     flags = _IORING_SETUP_SQE128.to_bytes(4, sys.byteorder)
     parameters = ctypes.create_string_buffer(bytes(8) + flags, _IO_URING_PARAMS)
     os.close(syscall("io_uring_setup", 2, parameters))
-
-
-def file_handle_size(path: str, flags: int = 0) -> int:
-    """Bytes of the handle of a file (name_to_handle_at).
-
-    Args:
-        path: a file.
-        flags: 0 or :data:`AT_HANDLE_CONNECTABLE`.
-
-    Raises:
-        OSError: EOPNOTSUPP (the filesystem has no handles), EINVAL (unknown flag).
-    """
-    handle = _FileHandle(_MAX_HANDLE, 0)
-    mount_id = ctypes.c_int()
-    call(
-        "name_to_handle_at", _AT_FDCWD, os.fsencode(path), ctypes.byref(handle),
-        ctypes.byref(mount_id), flags, path=path,
-    )  # fmt: skip
-    return int(handle.bytes)
 
 
 def idmap_mount(mount_fd: int, user_namespace_fd: int) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 from penstock.cli.errors import explain
 from penstock.cli.probes.base import FIRST_NAMESPACE, SECONDS, Finding, attempt
 from penstock.sys import probe
-from penstock.sys.handles import encode_handle, open_handle
+from penstock.sys.handles import CONNECTABLE, encode_handle, file_handle, open_handle
 
 __all__ = ["handle_findings"]
 
@@ -27,13 +27,13 @@ def _connectable() -> Finding:
     title = "connectable file handles"
     how = f"name_to_handle_at with AT_HANDLE_CONNECTABLE on {_FILE}"
     try:
-        plain = probe.file_handle_size(_FILE)
+        plain = len(file_handle(_FILE)) - 8
     except OSError as error:
         detail = f"no handles at all: {explain(error)}"
         needs = "a filesystem with file handles"
         return Finding("file-handles", title, None, False, detail, how, needs)
     try:
-        full = probe.file_handle_size(_FILE, probe.AT_HANDLE_CONNECTABLE)
+        full = len(file_handle(_FILE, CONNECTABLE)) - 8
     except OSError as error:
         detail = f"handles of {plain} bytes, but not connectable: {explain(error)}"
         return Finding("file-handles", title, False, False, detail, how, "Linux 6.13")

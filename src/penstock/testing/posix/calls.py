@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from penstock.sys.exact import file_handle, getxattr_into, listxattr_into, open_handle
+from penstock.sys.exact import getxattr_into, listxattr_into
 from penstock.sys.files import (
     Dirent,
     birth_time_ns,
@@ -21,6 +21,7 @@ from penstock.sys.files import (
     link_descriptor,
     rename2,
 )
+from penstock.sys.handles import file_handle, open_handle
 from penstock.sys.libc import call
 
 __all__ = [
