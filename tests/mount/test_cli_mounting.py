@@ -49,7 +49,8 @@ def test_debug_shows_each_request(image: Path, mountpoint: Path, tmp_path: Path)
     log = tmp_path / "log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [*COMMAND, "mount", "-d", str(image), str(mountpoint)], stderr=stderr
+            [*COMMAND, "mount", "-d", "-o", "datapath=copy", str(image), str(mountpoint)],
+            stderr=stderr,
         )
     wait_for(lambda: find_mount(str(mountpoint)), "mount")
     assert (mountpoint / "size59").read_bytes()

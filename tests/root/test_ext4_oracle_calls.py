@@ -176,7 +176,8 @@ def test_every_data_path_shows_the_same_tree(by_path: Serving, image: Path, tmp_
 
 
 def test_data_path_that_was_asked_for_is_used(by_path: Serving) -> None:
-    """A cold file is read by ``splice`` in large pieces, and by ``copy`` alone if that is asked."""
+    """A cold file is read by ``splice`` in large pieces, and by ``copy`` alone if that is asked;
+    by nobody here, if the kernel carries it."""
     before = by_path.statistics()
     _forget_pages(by_path.path / "big")
     (by_path.path / "big").read_bytes()
@@ -185,6 +186,10 @@ def test_data_path_that_was_asked_for_is_used(by_path: Serving) -> None:
         path: after["reads"][path]["bytes"] - before["reads"][path]["bytes"]
         for path in ("copy", "splice")
     }
+    if before["datapath"] == "lens":
+        assert sum(moved.values()) == 0
+        assert after["opens"]["lens"] > before["opens"]["lens"]
+        return
     assert sum(moved.values()) >= BIG
     if before["datapath"] == "copy":
         assert moved["splice"] == 0

@@ -8,9 +8,10 @@ ranges that a transport carries out.
 
 from penstock.datapath.choose import WORDS, DataPathStatistics, Paths, PathStatistics
 from penstock.datapath.ranges import file_ranges
-from penstock.datapath.whole import WholeFiles
+from penstock.datapath.whole import MOST_MAPPINGS, WholeFiles
 
 __all__ = [
+    "MOST_MAPPINGS",
     "WORDS",
     "DataPathStatistics",
     "PathStatistics",

@@ -32,7 +32,7 @@ from penstock.abi.fuse import FOpen
 from penstock.fs import Backing, FsError, OpenReply, WholeFile
 from penstock.session import Backings
 
-__all__ = ["IDLE_SECONDS", "KEPT", "SMALL", "WholeFiles"]
+__all__ = ["IDLE_SECONDS", "KEPT", "MOST_MAPPINGS", "SMALL", "WholeFiles"]
 
 SMALL: Final = {"lens": 128 << 10, "passthrough": 64 << 10}
 """Files of fewer bytes are read, if they are opened for reading only and the data path was not
@@ -43,6 +43,8 @@ message."""
 STORED: Final = 16 << 10
 """A file of at most so many bytes is sent along when it is opened for the first time, which saves
 the request for it."""
+MOST_MAPPINGS: Final = 1 << 16
+"""A file that lies in more pieces is read."""
 IDLE_SECONDS: Final = 60.0
 """They are given up after so long."""
 

@@ -17,11 +17,13 @@ import contextlib
 import errno
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 from penstock.abi.fuse import INVALID_UIDGID, FOpen, InitFlag
+from penstock.datapath import MOST_MAPPINGS
 from penstock.formats.errors import CorruptImage
 from penstock.formats.ext4.format import NAME_MAX, XATTR_PREFIXES, InodeFlag
 from penstock.formats.ext4.inode import Inode
@@ -302,10 +304,14 @@ class Ext4Server(Operations):
         """Nothing is kept for an open file."""
 
     def _whole(self, nodeid: NodeId) -> Mapped | None:
-        """All of a file, unless some of it lies in another form than blocks."""
+        """All of a file, unless some of it lies in another form than blocks, or it lies in more
+        pieces than any file does that was not made to."""
         inode, mappings = self._files.get(nodeid) or self._open(nodeid)
         if mappings is None:
-            mappings = self._mappings(self._reader.extents(inode))
+            extents = list(islice(self._reader.extents(inode), MOST_MAPPINGS + 1))
+            if len(extents) > MOST_MAPPINGS:
+                return None
+            mappings = self._mappings(extents)
         return None if mappings is None else Mapped(mappings, inode.size)
 
     def read(
@@ -356,7 +362,7 @@ class Ext4Server(Operations):
                 self._open(nodeid)
         return False
 
-    def _mappings(self, extents: Iterable[Extent]) -> tuple[Mapping, ...] | None:
+    def _mappings(self, extents: Sequence[Extent]) -> tuple[Mapping, ...] | None:
         """The extents as mappings of device 1; None if some bytes lie there in another form."""
         mappings = []
         for offset, length, form, address in extents:
