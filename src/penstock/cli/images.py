@@ -71,7 +71,7 @@ def open_source(path: str, code: ExitCode = ExitCode.SYSTEM) -> int:
 
 def _check_image(path: str, mode: int, code: ExitCode) -> None:
     if stat.S_ISDIR(mode):
-        raise Failure(f"{path}: is a directory, not a disk image: look into it with ls", code)
+        raise Failure(f"{path}: is a directory, not a disk image: ls(1) shows what is in it", code)
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise Failure(f"{path}: is neither a regular file nor a block device", code)
 

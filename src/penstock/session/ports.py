@@ -128,6 +128,10 @@ class DataPaths(Protocol):
         0."""
         ...
 
+    def content(self, data: Mapped, devices: Sequence[int]) -> FileBody:
+        """The body for all of a file that was just opened; it is no read."""
+        ...
+
     def idle(self) -> None:
         """No request waits; called again and again while none does."""
         ...

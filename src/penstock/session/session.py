@@ -337,7 +337,7 @@ class Session:
         try:
             data = self._operations.read(context, nodeid, reply.fh, 0, size, 0, None)
             if isinstance(data, Mapped):
-                return self._datapaths.mapped(data, 0, self._operations.devices)
+                return self._datapaths.content(data, self._operations.devices)
         except Exception:  # noqa: BLE001 - who reads it is told
             return None
         return data if isinstance(data, bytes) and len(data) == size else None

@@ -62,6 +62,9 @@ class NameOperations(FileOperations):
         """``.`` and ``..``, by which the kernel connects a file handle of its own."""
         if name == b".":
             found = self._stat(nodeid)
+            if not found[3] and nodeid not in self._open:
+                # Deleted; it is there only because a backing file has not been given up yet.
+                raise FsError(errno.ESTALE, f"node {nodeid} has no name and is not open")
         elif nodeid == ROOT:
             raise FsError(errno.ESTALE, "what is above the root is not served")
         else:

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Try what a POSIX filesystem on Linux does, rule by rule.",
     )
     add = parser.add_argument
-    add("directory", metavar="DIR", type=Path, nargs="?", help="on the filesystem to try")
+    add("directory", metavar="DIR", type=_path, nargs="?", help="on the filesystem to try")
     add("--without", metavar="NEED", action="append", default=[], help="leave out what needs it")
     add(
         "--only",
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="these cases (may be given several times)",
     )
-    add("--against", metavar="DIR2", type=Path, help="what fails there too is no failure")
+    add("--against", metavar="DIR2", type=_path, help="what fails there too is no failure")
     add("--read-only", action="store_true", help="the read-only half, on a tree that was prepared")
     add("--prepare", action="store_true", help="make the tree for --read-only in an empty DIR")
     add("--json", action="store_true", help="say everything as one JSON object")
@@ -82,6 +82,11 @@ def _chosen(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:
         for case in cases
         if not wanted or wanted & {case.subject, f"{case.subject}/{case.name}"}
     ]
+
+
+def _path(word: str) -> Path:
+    """As it is from anywhere: cases have processes of their own."""
+    return Path(word).absolute()
 
 
 def _prepare(directory: Path, out: TextIO) -> int:

@@ -100,7 +100,7 @@ def symlinks_have_no_user_attributes(root: Path) -> None:
     equal(os.getxattr(root / "file", "user.name"), b"v")
 
 
-@case("xattr", "root")
+@case("xattr", "root", "trusted")
 def trusted_attributes(root: Path) -> None:
     """trusted.* is kept for root, on symlinks too."""
     (root / "link").symlink_to("nowhere")
