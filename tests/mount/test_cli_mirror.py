@@ -162,7 +162,7 @@ def test_what_reads_images_refuses_directories(source: Path, command: str) -> No
     if command == "cp":
         words.append(str(source / "copy"))
     code, said = refused(command, *words)
-    assert "is a directory, not a disk image: look into it with ls" in said
+    assert "is a directory, not a disk image: ls(1) shows what is in it" in said
     assert code != 0
 
 
