@@ -26,6 +26,7 @@ import fcntl
 import os
 import stat
 import struct
+from itertools import islice
 from typing import Final
 
 from penstock.abi.fuse import FOpen, WriteFlag
@@ -60,7 +61,8 @@ _KILL: Final = int(WriteFlag.KILL_SUIDGID)
 _CACHE: Final = int(WriteFlag.CACHE)
 _KEEP_CACHE: Final = int(FOpen.KEEP_CACHE)
 _NOFLUSH: Final = int(FOpen.NOFLUSH)
-_SEEN: Final = 4096
+_SEEN: Final = 1 << 16
+"""Files whose state at their last opening is kept, some 100 bytes each."""
 _COPY_MOST: Final = 64 << 20
 """Bytes that one copy_file_range copies where nothing can be shared; the caller goes on."""
 
@@ -92,7 +94,7 @@ class FileOperations(AttributeOperations):
         self._no_acls = not options.acl
         self._absent = self._split if options.cache == "immutable" else (0, 0)
         self._auto_cache = options.cache == "mirror"
-        self._seen: dict[int, tuple[int, ...]] = {}
+        self._seen: dict[int, int] = {}
         self._no_clone = False
         self._per_call_append = _has_noappend(source.root)
         if not options.locks:
@@ -143,12 +145,12 @@ class FileOperations(AttributeOperations):
         return OpenReply(self._opened(node), flags, 0, whole)
 
     def _unchanged(self, nodeid: int, found: StatxTuple) -> bool:
-        now = found[8], *found[15:19]
+        now = hash((found[8], *found[15:19]))
         before = self._seen.pop(nodeid, None)
         self._seen[nodeid] = now
         if len(self._seen) > _SEEN:
-            with contextlib.suppress(KeyError, RuntimeError, StopIteration):
-                del self._seen[next(iter(self._seen))]
+            for oldest in islice(list(self._seen), _SEEN // 4):
+                self._seen.pop(oldest, None)
         return before == now
 
     def carried(self, nodeid: NodeId, fh: FileHandle) -> None:
