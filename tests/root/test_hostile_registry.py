@@ -19,6 +19,7 @@ import pytest
 from penstock.broker.lens import MAX_BYTES, MAX_CHUNKS
 from penstock.broker.outcome import End
 from penstock.broker.protocol import (
+    MAX_EXTENTS,
     REGISTRY,
     BackingClose,
     BackingOpen,
@@ -30,7 +31,6 @@ from penstock.broker.protocol import (
     Statistics,
     encode,
 )
-from penstock.broker.registrar import MAX_EXTENTS
 from tests.support.hostileoffers import elsewhere, opened, pieces, remove_offered
 from tests.support.hostileserver import SIZE, Play, Server
 

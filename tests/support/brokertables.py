@@ -153,7 +153,7 @@ def _limits() -> str:
     rows = [
         ["a message, with its header", f"{protocol.MAX_MESSAGE:,} bytes"],
         ["workers of a server", str(protocol.MAX_WORKERS)],
-        ["extents of a file", f"{registrar.MAX_EXTENTS:,}"],
+        ["extents of a file", f"{protocol.MAX_EXTENTS:,}"],
         [
             "blocks that a file in the lens may take, of a size that divides all of its extents",
             f"{lens.MAX_CHUNKS:,}",

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from penstock.broker.lens import MAX_CHUNKS
 from penstock.broker.protocol import (
+    MAX_EXTENTS,
     MAX_MESSAGE,
     REGISTRY,
     BackingClose,
@@ -31,7 +32,6 @@ from penstock.broker.protocol import (
     Ready,
     decode,
 )
-from penstock.broker.registrar import MAX_EXTENTS
 
 __all__ = ["Known", "Registry", "Verdict", "chunks", "possible", "send_as"]
 

@@ -7,9 +7,9 @@ them (docs/broker-protocol.md says who may send what when), ``peer.py`` is the b
 server, and ``launch.py`` starts it. ``attach.py`` has the three ways of mounting, ``handshake.py``
 answers INIT, ``handover.py`` hands the connection over. Data that the kernel carries: ``files.py``
 keeps what ``carriers.py`` has found possible, ``lens.py`` makes files of an image's mappings,
-``registrar.py`` serves the servers' requests for backing files, which ``backings.py`` registers.
-``keeper.py`` unmounts when the broker dies, ``opener.py`` opens files by handle for the servers of
-directories.
+``lensfiles.py`` keeps them together with their registrations, ``registrar.py`` serves the servers'
+requests for backing files, which ``backings.py`` registers. ``keeper.py`` unmounts when the broker
+dies, ``opener.py`` opens files by handle for the servers of directories.
 
 Each is imported by who needs it: the server's side needs little.
 """
@@ -27,6 +27,7 @@ __all__ = [
     "keeper",
     "launch",
     "lens",
+    "lensfiles",
     "mount",
     "opener",
     "options",

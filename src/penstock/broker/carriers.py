@@ -24,16 +24,16 @@ from penstock.sys import mount as sysmount
 from penstock.sys.devfuse import open_device
 from penstock.sys.mountinfo import mount_id_of, mounts
 
-__all__ = ["LENS", "PASSTHROUGH", "WORDS", "Carrier", "Window", "choose_carrier", "try_backing"]
+__all__ = ["LENS", "PASSTHROUGH", "Carrier", "Window", "choose_carrier", "try_backing"]
 
 LENS: Final = "lens"
 PASSTHROUGH: Final = "passthrough"
-WORDS: Final = ("auto", "copy", "splice", LENS, PASSTHROUGH)
-"""What ``-o datapath=`` may say."""
 
 _READAHEAD: Final = 1 << 20
 _DEEPEST: Final = 2
 _MOST_LOOKED_AT: Final = 1000
+_OWN_CONNECTION: Final = frozenset({"fsmount", "mount"})
+_HELPED: Final = "takes CAP_SYS_ADMIN in the first user namespace, and a mount without a helper"
 _ONLY_TREES: Final = "is for directories; the files of an image are no files of their own"
 _ONLY_IMAGES: Final = "is for images; the files of a directory can be passed through"
 
@@ -63,13 +63,14 @@ class Window(NamedTuple):
     block_size: int
 
 
-def choose_carrier(word: str, image: int, window: Window, *, stackable: bool) -> Carrier:
+def choose_carrier(word: str, image: int, window: Window, how: str, *, stackable: bool) -> Carrier:
     """Find out what can carry whole files.
 
     Args:
         word: of ``-o datapath=``.
         image: the image, or a directory of the filesystem in which the files lie.
         window: of the image.
+        how: by which means it is going to be mounted (:attr:`Attachment.how`).
         stackable: whether an overlay has to find room on top of the mount.
 
     Raises:
@@ -83,6 +84,10 @@ def choose_carrier(word: str, image: int, window: Window, *, stackable: bool) ->
     reasons = {other: why_not_other}
     if word not in {"auto", own}:
         return Carrier("", reasons | {own: f"datapath={word} was asked for"})
+    if how not in _OWN_CONNECTION:
+        if word == own:
+            raise OSError(errno.EOPNOTSUPP, _HELPED)
+        return Carrier("", {own: _HELPED})
     try:
         if is_tree:
             return _passthrough(image, reasons, stackable=stackable)

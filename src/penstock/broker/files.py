@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Files"]
 
-_OWN_CONNECTION = frozenset({"fsmount", "mount"})
-
 
 class Files:
     """Chooses and keeps what carries whole files. The steps come in the order of the methods.
@@ -48,24 +46,14 @@ class Files:
         Raises:
             ServerFailure: what was asked for is impossible.
         """
-        from penstock.broker.carriers import (  # noqa: PLC0415 - loaded while the servers judge
-            LENS,
-            PASSTHROUGH,
-            Carrier,
-            Window,
-            choose_carrier,
-        )
+        # Loaded while the servers judge.
+        from penstock.broker.carriers import Window, choose_carrier  # noqa: PLC0415
 
-        own = LENS if ready.length else PASSTHROUGH
-        if how not in _OWN_CONNECTION and self._word in {"auto", own}:
-            text = "takes CAP_SYS_ADMIN in the first user namespace, and a mount without a helper"
-            if self._word == own:
-                raise ServerFailure(f"datapath={own}: {text}", FailureCode.OPTION)
-            self._carrier = Carrier("", {own: text})
-            return
         window = Window(ready.offset, ready.length, ready.block_size)
         try:
-            self._carrier = choose_carrier(self._word, image, window, stackable=self._stackable)
+            self._carrier = choose_carrier(
+                self._word, image, window, how, stackable=self._stackable
+            )
         except OSError as error:
             text = f"datapath={self._word}: {error.strerror or error}"
             raise ServerFailure(text, FailureCode.OPTION) from error

@@ -23,6 +23,8 @@ from penstock.broker.codec import Cursor, Form, Longest, ProtocolError, put, tak
 
 __all__ = [
     "BECOMES",
+    "MAX_EXTENTS",
+    "MAX_EXTENTS_A_MESSAGE",
     "MAX_MESSAGE",
     "MAX_WORKERS",
     "MAY_SEND",
@@ -74,6 +76,9 @@ VERSION: Final = 1
 MAX_MESSAGE: Final = 64 * 1024
 """Bytes of one message, header included."""
 MAX_WORKERS: Final = 64
+MAX_EXTENTS: Final = 1 << 16
+"""Of one file, in all the messages that it takes."""
+MAX_EXTENTS_A_MESSAGE: Final = 2048
 _HEADER: Final = struct.Struct("<HHI")
 
 
@@ -408,7 +413,7 @@ class Map(NamedTuple):
     """Bytes of the file."""
     more: Annotated[bool, "B"]
     """Whether another message goes on with the extents."""
-    extents: Annotated[tuple[Extent, ...], Longest(2048)]
+    extents: Annotated[tuple[Extent, ...], Longest(MAX_EXTENTS_A_MESSAGE)]
     """In ascending order, none over another."""
 
 

@@ -29,9 +29,11 @@ from typing import Final
 from penstock.abi.capability import Capability
 from penstock.broker.backings import Backings, BackingsStatistics, become_nobody
 from penstock.broker.channel import Channel
-from penstock.broker.lens import Lens, LensFile
+from penstock.broker.lens import Lens
+from penstock.broker.lensfiles import LensFiles
 from penstock.broker.peer import Bucket, Rate
 from penstock.broker.protocol import (
+    MAX_EXTENTS,
     REGISTRY,
     BackingClose,
     BackingOpen,
@@ -43,12 +45,10 @@ from penstock.broker.protocol import (
 )
 from penstock.sys.capabilities import set_name
 
-__all__ = ["MAX_EXTENTS", "Registrar"]
+__all__ = ["Registrar"]
 
 _log = logging.getLogger(__name__)
 
-MAX_EXTENTS: Final = 1 << 16
-"""Of one file."""
 MAX_REFUSED: Final = 1 << 16
 """Files of which it is remembered that they were refused; with so many no others are taken."""
 _END_SECONDS: Final = 5.0
@@ -93,7 +93,7 @@ class Registrar:
             device, superblock_read_only=superblock_read_only, own_mount=own_mount, here=True
         )
         self._lens = lens
-        self._files: dict[int, LensFile] = {}
+        self._files = LensFiles(self._backings, lens)
         self._refused: dict[int, int] | None = {} if len(servers) > 1 else None
         self._on_violation = on_violation
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -208,7 +208,7 @@ class Registrar:
         body = message.body
         if isinstance(body, BackingClose):
             for node in body.nodes:
-                self._release(node)
+                self._files.release(node)
             return
         try:
             if refusal:
@@ -233,7 +233,7 @@ class Registrar:
             if isinstance(body, BackingOpen):
                 fd, message = message.fds[0], message._replace(fds=())
                 return self._backings.register(body.node, fd)
-            return self._map(body.node, body.length, client.begun)
+            return self._files.map(body.node, body.length, client.begun)
         except OSError as error:
             for fd in message.fds:
                 self._backings.discard(fd)
@@ -258,28 +258,3 @@ class Registrar:
             raise ProtocolError("MAP: too many extents")
         client.begun += body.extents
         return not body.more
-
-    def _map(self, node: int, length: int, extents: Sequence[Extent]) -> int:
-        known = self._backings.known(node)
-        if known:
-            return known
-        if self._lens is None:
-            raise OSError(errno.EOPNOTSUPP, "there is no lens")
-        if node == 0:
-            raise OSError(errno.EINVAL, "there is no inode 0")
-        file = self._lens.put(length, extents)
-        try:
-            number = self._backings.add(node, file.fd)
-        except OSError:
-            os.close(file.fd)
-            self._lens.forget(file)
-            raise
-        os.close(file.fd)
-        self._files[node] = file
-        return number
-
-    def _release(self, node: int) -> None:
-        self._backings.release(node)
-        file = self._files.pop(node, None)
-        if file is not None and self._lens is not None:
-            self._lens.forget(file)

@@ -18,6 +18,8 @@ from typing import Final
 
 from penstock.broker.channel import Channel
 from penstock.broker.protocol import (
+    MAX_EXTENTS,
+    MAX_EXTENTS_A_MESSAGE,
     BackingClose,
     BackingOpen,
     BackingReply,
@@ -31,9 +33,7 @@ from penstock.fs import Mapping, MappingType
 __all__ = ["RegistryClient"]
 
 _MAPPED: Final = MappingType.MAPPED
-_EXTENTS_A_MESSAGE: Final = 2048
 _TOGETHER: Final = 64
-_MOST_EXTENTS: Final = 1 << 16
 
 
 class RegistryClient:
@@ -62,12 +62,12 @@ class RegistryClient:
             for offset, size, kind, address, _device, _flags in mappings
             if kind is _MAPPED
         ]
-        if len(extents) > _MOST_EXTENTS:
+        if len(extents) > MAX_EXTENTS:
             raise OSError(errno.EFBIG, f"the file lies in {len(extents)} pieces")
         left = iter(extents)
-        piece = tuple(islice(left, _EXTENTS_A_MESSAGE))
+        piece = tuple(islice(left, MAX_EXTENTS_A_MESSAGE))
         with self._lock:
-            while following := tuple(islice(left, _EXTENTS_A_MESSAGE)):
+            while following := tuple(islice(left, MAX_EXTENTS_A_MESSAGE)):
                 self._send(Map(node, length, True, piece))
                 piece = following
             return self._ask(Map(node, length, False, piece))

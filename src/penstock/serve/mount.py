@@ -221,16 +221,14 @@ def _carrier(operations: Operations, options: MountOptions, how: str) -> Carrier
     own, word = operations.whole_files, options.datapath
     if not own:
         return Carrier("", {})
-    if how == "fusermount3":
-        return Carrier("", {own: "takes CAP_SYS_ADMIN, and a mount without a helper"})
     try:
         if own == LENS:
             image = operations.devices[0]
             window = Window(0, os.lseek(image, 0, os.SEEK_END), operations.block_size)
-            return choose_carrier(word, image, window, stackable=options.stackable)
+            return choose_carrier(word, image, window, how, stackable=options.stackable)
         place = os.open(_PLACE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            found = choose_carrier(word, place, Window(0, 0, 0), stackable=options.stackable)
+            found = choose_carrier(word, place, Window(0, 0, 0), how, stackable=options.stackable)
         finally:
             os.close(place)
         return found._replace(own_mount=0)
