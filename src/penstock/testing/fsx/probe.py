@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from collections.abc import Callable
 from typing import Final
 
@@ -72,7 +73,18 @@ def _seek(fd: int, _path: str) -> None:
 
 
 def _seek_sees_stores(_fd: int, path: str) -> None:
-    again = os.open(f"{path}.sparse", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    """Tried with a file that was read first too: who serves it may serve that another way."""
+    os.mknod(f"{path}.sparse", stat.S_IFREG | 0o600)
+    first = os.open(f"{path}.sparse", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _try_seek(path, os.O_RDWR)
+    finally:
+        os.close(first)
+    _try_seek(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+
+def _try_seek(path: str, flags: int) -> None:
+    again = os.open(f"{path}.sparse", flags | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(again, 64 * PAGE)
         with mmap.mmap(again, 64 * PAGE, mmap.MAP_SHARED) as memory:
